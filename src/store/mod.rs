@@ -1,0 +1,3 @@
+//! Objects, watermarks, registries, readers and writers.
+
+pub mod name;
