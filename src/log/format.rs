@@ -9,7 +9,7 @@ pub const VERSION: u32 = 1;
 /// The length of a segment's header, in bytes: one aligned unit, of which the first 64 bytes are used.
 pub const SEGMENT_HEADER_LENGTH: usize = ALIGNMENT;
 /// The length of a block's header, in bytes.
-pub const BLOCK_HEADER_LENGTH: usize = 64;
+pub const BLOCK_HEADER_LENGTH: usize = 72;
 /// The length of a record's header, in bytes.
 pub const RECORD_HEADER_LENGTH: usize = 40;
 /// What every record is aligned to within its block, in bytes.
@@ -34,6 +34,8 @@ pub struct SegmentHeader {
 /// The header of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockHeader {
+    /// The store that the block belongs to: what looks like a block in somebody's payload has another.
+    pub store: u64,
     /// The epoch of its segment.
     pub epoch: u64,
     /// The number of the block in its log.
@@ -187,6 +189,7 @@ impl BlockHeader {
         put(bytes, 48, self.records.to_le_bytes());
         put(bytes, 52, self.log.to_le_bytes());
         put(bytes, 56, self.position.to_le_bytes());
+        put(bytes, 64, self.store.to_le_bytes());
         let sum = checksum(&bytes[8..BLOCK_HEADER_LENGTH]);
         put(bytes, 4, sum.to_le_bytes());
     }
@@ -209,6 +212,7 @@ impl BlockHeader {
             records: take_u32(bytes, 48),
             log: u16::from_le_bytes(take(bytes, 52)),
             position: take_u64(bytes, 56),
+            store: take_u64(bytes, 64),
         })
     }
 }
@@ -297,6 +301,7 @@ mod tests {
             at += record_length(payload.len());
         }
         let header = BlockHeader {
+            store: 5,
             epoch: 3,
             sequence: 11,
             durable: 9,
@@ -344,7 +349,7 @@ mod tests {
     fn lengths_are_bounded_before_they_are_trusted() {
         let mut bytes = block();
         let mut header = BlockHeader::decode(&bytes).unwrap();
-        for length in [0, 63, 64, header.length - 1, header.length + 1, u32::MAX] {
+        for length in [0, 71, 72, header.length - 1, header.length + 1, u32::MAX] {
             header.length = length;
             assert!(records_of(&header, &bytes).is_none(), "{length}");
         }

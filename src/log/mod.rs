@@ -32,7 +32,7 @@
 //! | at | size | block header |
 //! | --- | --- | --- |
 //! | 0 | 4 | `twb` and the byte 1 |
-//! | 4 | 4 | checksum of bytes 8 to 63 |
+//! | 4 | 4 | checksum of bytes 8 to 71 |
 //! | 8 | 8 | epoch of the segment; a block with another is a leftover of an earlier use |
 //! | 16 | 8 | sequence: the number of the block in its log, without gaps |
 //! | 24 | 8 | durable: all blocks of this log below this sequence were durable when this one was closed |
@@ -43,6 +43,7 @@
 //! | 52 | 2 | log: the number of the core |
 //! | 54 | 2 | zero |
 //! | 56 | 8 | position of the block in its segment |
+//! | 64 | 8 | store: no payload that somebody uploads can know it, so none is taken for a block |
 //!
 //! Records follow each other at multiples of 8:
 //!
@@ -72,6 +73,6 @@ mod recovery;
 mod segment;
 mod writer;
 
-pub use recovery::{RecoveredRecord, Recovery, recover};
+pub use recovery::{Continuation, RecoveredRecord, Recovery, recover};
 pub use segment::{Keeper, Segment, Space, SpaceSettings, check_segment_bytes, segment_bytes_for};
 pub use writer::{Appended, Log, LogSettings, LogState, Placement, Sink};

@@ -27,12 +27,14 @@ pub struct Segment {
     file: Arc<Descriptor>,
     /// A failed segment is kept as it is: it is never used again.
     retired: AtomicBool,
+    /// Segments with what says that records in this one are deleted: not used again before this one is.
+    keeps: Mutex<Vec<Arc<Segment>>>,
     space: Arc<Space>,
 }
 
 impl Segment {
     pub(super) fn new(number: u64, epoch: u64, file: Arc<Descriptor>, space: Arc<Space>) -> Arc<Segment> {
-        Arc::new(Segment { number, epoch, file, retired: AtomicBool::new(false), space })
+        Arc::new(Segment { number, epoch, file, retired: AtomicBool::new(false), keeps: Mutex::default(), space })
     }
 
     /// The segment's number.
@@ -50,6 +52,20 @@ impl Segment {
         &self.file
     }
 
+    /// Says that `later` holds the deletion of records in this segment, so that it must stay as long as they could
+    /// be found here.
+    ///
+    /// The deletion is logged by the core that wrote the records, so `later` is never an earlier segment of that
+    /// log, and no circle of segments that keep each other comes about.
+    pub fn keep(&self, later: &Arc<Segment>) {
+        if later.epoch != self.epoch {
+            let mut keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
+            if !keeps.iter().any(|kept| kept.epoch == later.epoch) {
+                keeps.push(later.clone());
+            }
+        }
+    }
+
     /// Keeps the segment from ever being used again.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
@@ -59,7 +75,8 @@ impl Segment {
 impl Drop for Segment {
     fn drop(&mut self) {
         if !self.retired.load(Ordering::Relaxed) {
-            self.space.give_back(self.number, self.file.clone());
+            let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
+            self.space.give_back(Empty { number: self.number, file: Some(self.file.clone()), keeps });
         }
     }
 }
@@ -79,23 +96,34 @@ pub struct SpaceSettings {
     pub spare_segments: usize,
 }
 
+/// A segment in which nothing is alive.
+#[derive(Default)]
+pub struct Empty {
+    /// Its number.
+    pub number: u64,
+    /// The file, if it is open for reading.
+    pub file: Option<Arc<Descriptor>>,
+    /// What must stay until its header is written anew.
+    pub keeps: Vec<Arc<Segment>>,
+}
+
 /// The segments of a store that hold nothing, and the numbers for new ones. Shared by all cores; touched when a
 /// segment changes hands, never on the data path.
 pub struct Space {
     settings: SpaceSettings,
     next_number: AtomicU64,
     next_epoch: AtomicU64,
-    free: Mutex<Vec<(u64, Option<Arc<Descriptor>>)>>,
+    free: Mutex<Vec<Empty>>,
     keepers: Mutex<Vec<Sender<()>>>,
 }
 
 impl Space {
-    /// The room of a store, with the next number and epoch that no segment has had.
-    pub fn new(settings: SpaceSettings, next_number: u64, next_epoch: u64) -> Arc<Space> {
+    /// The room of a store that has no segments yet.
+    pub fn new(settings: SpaceSettings) -> Arc<Space> {
         Arc::new(Space {
             settings,
-            next_number: AtomicU64::new(next_number),
-            next_epoch: AtomicU64::new(next_epoch),
+            next_number: AtomicU64::new(1),
+            next_epoch: AtomicU64::new(1),
             free: Mutex::default(),
             keepers: Mutex::default(),
         })
@@ -111,9 +139,15 @@ impl Space {
         folder.join(format!("{number:012}.segment"))
     }
 
-    /// Makes room known: a file in which nothing is alive.
-    pub fn give_back(&self, number: u64, file: impl Into<Option<Arc<Descriptor>>>) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push((number, file.into()));
+    /// Goes on behind these numbers and epochs, which were found in use.
+    pub(super) fn resume_after(&self, number: u64, epoch: u64) {
+        self.next_number.fetch_max(number + 1, Ordering::Relaxed);
+        self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
+    }
+
+    /// Takes a file in which nothing is alive any more.
+    pub fn give_back(&self, empty: Empty) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
         for keeper in self.keepers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             keeper.send(());
         }
@@ -129,7 +163,7 @@ impl Space {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    fn take_free(&self) -> Option<(u64, Option<Arc<Descriptor>>)> {
+    fn take_free(&self) -> Option<Empty> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
@@ -190,6 +224,11 @@ impl Keeper {
         self.space.settings.segment_bytes
     }
 
+    /// The store's number.
+    pub fn store(&self) -> u64 {
+        self.space.settings.store
+    }
+
     /// Why no segment can be prepared, if so.
     pub fn trouble(&self) -> Option<Error> {
         self.trouble.borrow().clone()
@@ -241,19 +280,23 @@ impl Keeper {
 
     async fn prepare(&self) -> Result<Prepared> {
         let settings = &self.space.settings;
-        let (number, reading, fresh) = match self.space.take_free() {
-            Some((number, reading)) => (number, reading, false),
-            None => (self.space.next_number.fetch_add(1, Ordering::Relaxed), None, true),
+        let (empty, fresh) = match self.space.take_free() {
+            Some(empty) => (empty, false),
+            None => {
+                let number = self.space.next_number.fetch_add(1, Ordering::Relaxed);
+                (Empty { number, ..Empty::default() }, true)
+            }
         };
-        let outcome = self.prepare_file(number, reading, fresh).await;
-        if outcome.is_err() {
-            // What exists of it can be used when there is room again.
-            self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push((number, None));
+        match self.prepare_file(empty.number, empty.file.clone(), fresh).await {
+            // From here on `empty.keeps` may go: the records that it speaks of are gone.
+            Ok(prepared) => Ok(prepared),
+            Err((what, errno)) => {
+                let path = Space::path(&settings.folder, empty.number);
+                // What exists of it can be used when there is room again.
+                self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+                Err(Error::device(format!("{what} segment {}", path.display()), errno))
+            }
         }
-        outcome.map_err(|(what, errno)| {
-            let path = Space::path(&settings.folder, number);
-            Error::device(format!("{what} segment {}", path.display()), errno)
-        })
     }
 
     async fn prepare_file(

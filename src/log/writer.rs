@@ -266,6 +266,7 @@ impl<S: Sink> Log<S> {
         open.used += record_length(length);
         space[start + length..open.used].fill(0);
         open.records += 1;
+        self.metrics.records.increment();
         open.notes.push(Noted {
             note,
             payload: start as u32..(start + length) as u32,
@@ -365,7 +366,8 @@ impl<S: Sink> Log<S> {
     pub async fn flush(&self, context: &Context) -> Result<()> {
         let last = {
             let mut state = self.state.borrow_mut();
-            if state.open.as_ref().is_some_and(|open| open.records > 0) {
+            let has_records = state.open.as_ref().is_some_and(|open| open.records > 0);
+            if has_records && !state.recovering && state.failed.is_none() {
                 self.close_block(&mut state);
             }
             state.next_sequence.checked_sub(1)
@@ -379,11 +381,11 @@ impl<S: Sink> Log<S> {
     /// Whether a record with this much payload fits into the open block, after opening one if need be.
     fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> bool {
         let fits = |open: &OpenBlock<S::Note>| open.used + record_length(least) <= open.limit;
-        if state.open.as_ref().is_some_and(fits) {
-            return true;
-        }
         if state.recovering {
             return false;
+        }
+        if state.open.as_ref().is_some_and(fits) {
+            return true;
         }
         if state.open.as_ref().is_some_and(|open| open.records > 0) {
             if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
@@ -465,6 +467,7 @@ impl<S: Sink> Log<S> {
         assert!(open.records > 0, "an empty block is not written");
         let padded = open.used.next_multiple_of(ALIGNMENT);
         let header = BlockHeader {
+            store: self.keeper.store(),
             epoch: active.segment.epoch(),
             sequence: state.next_sequence,
             durable: state.durable_sequence,
@@ -494,7 +497,9 @@ impl<S: Sink> Log<S> {
         active.in_flight += 1;
         state.bytes_in_flight += padded;
         let (writing, place) = (active.writing.clone(), active.place);
-        self.metrics.block_submitted(flying.length as u64);
+        self.metrics.block_sizes.record(padded as u64);
+        self.metrics.blocks_in_flight.increment();
+        self.metrics.block_bytes_in_flight.add(padded as i64);
         let write = write_block(self.myself.clone(), writing, place, &flying, self.settings.durable);
         state.in_flight.push_back(flying);
         self.core.spawn(write).detach();
@@ -505,8 +510,11 @@ impl<S: Sink> Log<S> {
         let now = self.core.precise_now();
         let Some(first) = state.in_flight.front().map(|flying| flying.sequence) else { return };
         let flying = &mut state.in_flight[(sequence - first) as usize];
-        self.metrics.block_written(now.saturating_duration_since(flying.submitted), outcome.is_ok());
+        self.metrics.block_write.record(now.saturating_duration_since(flying.submitted));
+        self.metrics.blocks_in_flight.decrement();
+        self.metrics.block_bytes_in_flight.add(-(flying.region.len() as i64));
         if let Err(errno) = outcome {
+            self.metrics.block_write_failures.increment();
             tracing::error!(segment = flying.segment.number(), sequence, %errno, "a block could not be written");
         }
         flying.outcome = Some(outcome);
