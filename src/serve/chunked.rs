@@ -446,6 +446,7 @@ mod tests {
             "0\r\n folded\r\n\r\n",
             "0\r\nA: b\n\r\n",
             "0\r\nA: b\r\r\n",
+            "0\r\nA: b\rXC: d\r\n\r\n",
             "0\r\nA: b\0\r\n",
             "0\r\nA: b\r\n \r\n",
             "0\r\nA: b\r\n\rX",

@@ -1,8 +1,8 @@
 //! Request heads: RFC 9112, sections 2 to 6, and what RFC 9110 says about their fields.
 //!
 //! [`parse`] looks at the bytes received so far and keeps nothing between calls: an incomplete head is simply
-//! looked at again when there is more of it. That costs one pass over at most `head_length_max` bytes; the
-//! fields are parsed once, when the head is complete. What can be said about an incomplete head (that it is not
+//! looked at again when there is more of it, and [`parse_more`] does so only where a line has ended. The fields
+//! are parsed once, when the head is complete. What can be said about an incomplete head (that it is not
 //! HTTP, or too long) is said at once, without waiting for the rest.
 //!
 //! It is stricter than the RFC requires where two readers of one connection could disagree on where a request
@@ -112,14 +112,30 @@ pub enum Parsed {
 /// # Errors
 /// What is wrong with it, where that ends the connection.
 pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Parsed, Problem> {
+    parse_more(bytes, 0, limits)
+}
+
+/// [`parse`], where an earlier call has found the first `seen` of the bytes to be incomplete.
+///
+/// The outcome is the same. Of a head that comes byte by byte, only those bytes cost a look at the whole that
+/// end a line.
+///
+/// # Errors
+/// What is wrong with the head, where that ends the connection.
+pub fn parse_more(bytes: &[u8], seen: usize, limits: &Limits) -> Result<Parsed, Problem> {
     // RFC 9112, section 2.2: an empty line before a request is tolerated.
     let blank_length = match bytes {
-        [b'\r', b'\n', ..] => 2,
+        [b'\r', b'\n', ..] => CRLF.len(),
         [b'\r'] => return Ok(Parsed::Incomplete),
         _ => 0,
     };
     let looked_at = &bytes[..bytes.len().min(limits.head_length_max)];
-    let lines = find_lines(&looked_at[blank_length.min(looked_at.len())..])?;
+    let looked_at = looked_at.get(blank_length..).unwrap_or_default();
+    let (before, fresh) = looked_at.split_at(seen.saturating_sub(blank_length).min(looked_at.len()));
+    if before.contains(&b'\n') && !fresh.contains(&b'\n') {
+        return incomplete(bytes, limits);
+    }
+    let lines = find_lines(looked_at)?;
     let (request_line, fields) = match lines {
         Lines::None(beginning) => {
             check_beginning(beginning, limits)?;
@@ -132,10 +148,10 @@ pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Parsed, Problem> {
         Lines::All { request_line, fields } => (request_line, fields),
     };
     let line = parse_request_line(request_line, limits)?;
-    let length = blank_length + request_line.len() + CRLF.len() + fields.len();
     let headers = parse_fields(fields)?;
     check_host(&headers, line.version)?;
     let framing = framing_of(&headers, line.version)?;
+    let length = blank_length + request_line.len() + CRLF.len() + fields.len();
     Ok(assess(line, headers, framing, length))
 }
 
@@ -165,6 +181,7 @@ enum Lines<'b> {
 /// look into the lines.
 fn find_lines(bytes: &[u8]) -> Result<Lines<'_>, Problem> {
     let mut request_line = None;
+    let mut field_count = 0;
     let mut line_start = 0;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let line_end = line_start + line.len();
@@ -180,7 +197,8 @@ fn find_lines(bytes: &[u8]) -> Result<Lines<'_>, Problem> {
                 let fields = &bytes[request_line.len() + CRLF.len()..line_end];
                 return Ok(Lines::All { request_line, fields });
             }
-            Some(_) => {}
+            Some(_) if field_count == FIELD_COUNT_MAX => return Err(too_many_fields()),
+            Some(_) => field_count += 1,
         }
         line_start = line_end;
     }
@@ -205,7 +223,6 @@ fn check_beginning(beginning: &[u8], limits: &Limits) -> Result<(), Problem> {
 }
 
 fn check_method(method: &[u8]) -> Result<(), Problem> {
-    let method = method.strip_suffix(b"\r").unwrap_or(method);
     if !method.iter().take(METHOD_LENGTH_MAX).all(|byte| is_token(*byte)) {
         return Err(malformed_request_line());
     }
@@ -267,9 +284,7 @@ fn parse_fields(bytes: &[u8]) -> Result<HeaderMap, Problem> {
     let fields = match httparse::parse_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete((length, fields))) if length == bytes.len() => fields,
         Ok(_) => return Err(malformed_field()),
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(Problem::fields_too_large(format!("a head has at most {FIELD_COUNT_MAX} fields")));
-        }
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many_fields()),
         Err(_) => return Err(malformed_field()),
     };
     let mut headers = HeaderMap::with_capacity(fields.len());
@@ -279,6 +294,10 @@ fn parse_fields(bytes: &[u8]) -> Result<HeaderMap, Problem> {
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+fn too_many_fields() -> Problem {
+    Problem::fields_too_large(format!("a head has at most {FIELD_COUNT_MAX} fields"))
 }
 
 fn malformed_field() -> Problem {
@@ -426,7 +445,11 @@ mod tests {
     type Verdict = Option<Result<usize, (u16, bool)>>;
 
     fn verdict(bytes: &[u8], limits: &Limits) -> Verdict {
-        match parse(bytes, limits) {
+        verdict_after(bytes, 0, limits)
+    }
+
+    fn verdict_after(bytes: &[u8], seen: usize, limits: &Limits) -> Verdict {
+        match parse_more(bytes, seen, limits) {
             Ok(Parsed::Incomplete) => None,
             Ok(Parsed::Complete { length, .. }) => Some(Ok(length)),
             Ok(Parsed::Refused { problem, .. }) => Some(Err((problem.status.as_u16(), problem.close))),
@@ -443,9 +466,10 @@ mod tests {
         let limits = Limits::default();
         let whole = verdict(bytes, &limits);
         for length in 0..bytes.len() {
-            match verdict(&bytes[..length], &limits) {
-                None => {}
-                early => assert_eq!(early, whole, "{:?}", String::from_utf8_lossy(&bytes[..length])),
+            let beginning = &bytes[..length];
+            match verdict(beginning, &limits) {
+                None => assert_eq!(verdict_after(bytes, length, &limits), whole, "after {length} bytes"),
+                early => assert_eq!(early, whole, "{:?}", String::from_utf8_lossy(beginning)),
             }
         }
         whole
@@ -505,6 +529,7 @@ mod tests {
     fn heads_that_end_the_connection() {
         let put = "PUT /b/k HTTP/1.1\r\nHost: h\r\n";
         let get = "GET / HTTP/1.1\r\nHost: h\r\n";
+        // With the Host field, one too many.
         let many_fields = "A: b\r\n".repeat(FIELD_COUNT_MAX);
         let long_target = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "t".repeat(8 * 1024));
         let long_method = format!("{} / HTTP/1.1\r\nHost: h\r\n\r\n", "M".repeat(33));
@@ -683,9 +708,14 @@ mod tests {
         assert_eq!(verdict(text.as_bytes(), &limits(length, 5)), Some(Ok(length)));
         assert_eq!(verdict(text.as_bytes(), &limits(length - 1, 5)), Some(Err((431, true))));
         assert_eq!(verdict(text.as_bytes(), &limits(length, 4)), Some(Err((414, true))));
+        assert_eq!(verdict(&text.as_bytes()[..length - 1], &limits(length - 1, 5)), Some(Err((431, true))));
         for prefix in 0..length - 1 {
             assert_eq!(verdict(&text.as_bytes()[..prefix], &limits(length - 1, 5)), None, "{prefix}");
         }
+        let fields = "A: b\r\n".repeat(FIELD_COUNT_MAX - 1);
+        let text_with_fields = format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
+        let complete = Some(Ok(text_with_fields.len()));
+        assert_eq!(verdict(text_with_fields.as_bytes(), &Limits::default()), complete);
         // What is behind the head does not count.
         let body = format!("{text}{}", "x".repeat(64 * 1024));
         assert_eq!(verdict(body.as_bytes(), &Limits::default()), Some(Ok(length)));
@@ -723,6 +753,9 @@ mod tests {
             let mut earlier: Verdict = None;
             for length in 0..=text.len() {
                 let now = verdict(&text.as_bytes()[..length], &limits);
+                if earlier.is_none() && length > 0 {
+                    prop_assert_eq!(verdict_after(&text.as_bytes()[..length], length - 1, &limits), now);
+                }
                 prop_assert!(earlier.is_none() || now == earlier, "{:?} then {:?}", earlier, now);
                 earlier = now;
             }
