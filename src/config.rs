@@ -114,6 +114,15 @@ pub enum Durability {
     None,
 }
 
+impl fmt::Display for Durability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Durability::Stable => "stable",
+            Durability::None => "none",
+        })
+    }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
