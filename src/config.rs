@@ -587,6 +587,15 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_a_row_for_every_setting() {
+        let readme = include_str!("../README.md");
+        for setting in SETTINGS {
+            let row = format!("| `{}` | `{}` | {} |", setting.name, setting.default, setting.help());
+            assert!(readme.lines().any(|line| line == row), "README.md does not have this row:\n{row}");
+        }
+    }
+
+    #[test]
     fn the_environment_can_name_the_file_and_a_flag_overrides_it() {
         let (one, other) = (file("cores = 1"), file("cores = 2"));
         let mut sources = Sources {
