@@ -327,10 +327,22 @@ impl Inner {
         match std::mem::replace(&mut slot.state, State::Landed(completion.result)) {
             State::InFlight(Some(waker)) => Landing::Wake(waker),
             State::InFlight(None) => Landing::Nothing,
-            State::Abandoned => Landing::Free(self.slots.remove(number).operation),
+            State::Abandoned => {
+                let operation = self.slots.remove(number).operation;
+                if let (Operation::Message { bell, .. }, true) = (&operation, completion.result < 0) {
+                    ring_bell(bell);
+                }
+                Landing::Free(operation)
+            }
             State::Landed(_) => unreachable!("an operation completed twice"),
         }
     }
+}
+
+/// Wakes the core that listens to this event descriptor; from any thread.
+pub fn ring_bell(bell: &Descriptor) {
+    // It can fail only when the counter is full, and then the bell is already ringing.
+    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
 }
 
 /// An operation in flight: resolves to its result and the operation itself.
@@ -351,11 +363,12 @@ impl Future for InFlight {
         let mut inner = ring.inner.borrow_mut();
         let slot = &mut inner.slots[number];
         match &mut slot.state {
+            State::InFlight(Some(waker)) if waker.will_wake(context.waker()) => Poll::Pending,
             State::InFlight(waker) => {
-                match waker {
-                    Some(waker) => waker.clone_from(context.waker()),
-                    None => *waker = Some(context.waker().clone()),
-                }
+                // Dropping a waker can run code of its task, so it happens without the borrow.
+                let former = waker.replace(context.waker().clone());
+                drop(inner);
+                drop(former);
                 Poll::Pending
             }
             State::Landed(result) => {

@@ -136,6 +136,9 @@ pub enum Operation {
     Message {
         /// The other core's [`super::Kernel::address`].
         address: i32,
+        /// The event descriptor that wakes it all the same where the message cannot be delivered (its ring
+        /// overflows, or is on its way down).
+        bell: Arc<Descriptor>,
     },
 }
 

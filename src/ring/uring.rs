@@ -175,7 +175,7 @@ impl Kernel for Uring {
                 // -1 as i64: a pipe has no position.
                 opcode::Splice::new(fd(file), *position as i64, fd(pipe), -1, *length).build()
             }
-            Operation::Message { address } => {
+            Operation::Message { address, .. } => {
                 opcode::MsgRingData::new(Fd(*address), 0, TOKEN_MESSAGE, None).build()
             }
         };
