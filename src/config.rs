@@ -114,6 +114,15 @@ pub enum Durability {
     None,
 }
 
+impl fmt::Display for Durability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Durability::Stable => "stable",
+            Durability::None => "none",
+        })
+    }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -574,6 +583,15 @@ mod tests {
             resolve(&[(setting.name, setting.default)], &[], None).unwrap();
             resolve(&[], &[(&setting.variable(), setting.default)], None).unwrap();
             resolve(&[], &[], Some(&format!("{} = {:?}", setting.name, setting.default))).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_readme_has_a_row_for_every_setting() {
+        let readme = include_str!("../README.md");
+        for setting in SETTINGS {
+            let row = format!("| `{}` | `{}` | {} |", setting.name, setting.default, setting.help());
+            assert!(readme.lines().any(|line| line == row), "README.md does not have this row:\n{row}");
         }
     }
 

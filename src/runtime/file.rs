@@ -188,25 +188,27 @@ impl Pipe {
         }
     }
 
-    /// Moves what is in the pipe to the socket, waiting where the socket is full. A dropped future leaves the
-    /// rest in the pipe.
+    /// Moves bytes from the pipe to the socket, as many as it takes now. None: it is full. `more`: the rest follows
+    /// at once, so a small packet may wait for it.
     ///
     /// # Errors
     /// EPIPE, ECONNRESET and their like, when the connection broke.
-    pub async fn drain(&mut self, stream: &Stream, more: bool) -> Result<(), Errno> {
+    pub fn try_drain(&mut self, stream: &Stream, more: bool) -> Result<Option<usize>, Errno> {
         let mut flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
         if more {
             flags |= SpliceFlags::MORE;
         }
-        while self.held > 0 {
+        loop {
             match rustix::pipe::splice(&*self.reading, None, stream.descriptor(), None, self.held, flags) {
                 Ok(0) => return Err(Errno::PIPE),
-                Ok(count) => self.held -= count,
-                Err(Errno::AGAIN) => stream.writable().await?,
+                Ok(count) => {
+                    self.held -= count;
+                    return Ok(Some(count));
+                }
+                Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
-        Ok(())
     }
 }

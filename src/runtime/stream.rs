@@ -178,9 +178,9 @@ impl Stream {
         let _ = rustix::net::shutdown(&*self.descriptor, rustix::net::Shutdown::Write);
     }
 
-    /// Makes closing this connection a reset, so that the peer cannot take it for a regular end.
-    pub fn reset_on_close(&self) {
-        let _ = rustix::net::sockopt::set_socket_linger(&*self.descriptor, Some(Duration::ZERO));
+    /// Says whether closing this connection is a reset, which the peer cannot take for a regular end.
+    pub fn set_reset_on_close(&self, reset: bool) {
+        let _ = rustix::net::sockopt::set_socket_linger(&*self.descriptor, reset.then_some(Duration::ZERO));
     }
 }
 

@@ -524,7 +524,7 @@ impl LocalStore {
     pub fn snapshot(&self) -> Snapshot {
         let metrics = &self.metrics;
         metrics.followers_waiting.set(self.commits.grown.len() as i64);
-        metrics.loop_turns.set(self.core.turns());
+        metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         let segments = &metrics.segments;
         segments.of(SegmentState::Active).set(i64::from(self.log.has_active_segment()));
         segments.of(SegmentState::Free).set(self.keeper.prepared() as i64);
