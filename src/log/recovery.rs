@@ -28,6 +28,8 @@ const BLOCK_LENGTH_MAX: usize = 16 << 20;
 pub struct RecoveredRecord {
     /// Its header.
     pub header: RecordHeader,
+    /// The log that it is in.
+    pub log: u16,
     /// The segment that it is in.
     pub segment: Arc<Segment>,
     /// Where its payload begins in the segment, in bytes.
@@ -130,7 +132,14 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
                 _ => Vec::new(),
             };
             let position = block.header.position + *at as u64;
-            recovery.records.push(RecoveredRecord { header: *header, segment: segment.clone(), position, metadata });
+            let log = block.header.log;
+            recovery.records.push(RecoveredRecord {
+                header: *header,
+                log,
+                segment: segment.clone(),
+                position,
+                metadata,
+            });
         }
     }
     Ok(recovery)

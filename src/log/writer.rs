@@ -354,6 +354,11 @@ impl<S: Sink> Log<S> {
         LogState { blocks_in_flight: state.in_flight.len(), bytes_in_flight: state.bytes_in_flight }
     }
 
+    /// Whether the log has a segment that it writes to.
+    pub fn has_active_segment(&self) -> bool {
+        self.state.borrow().active.is_some()
+    }
+
     /// The log's failure, if it has failed for good.
     pub fn failure(&self) -> Option<Error> {
         self.state.borrow().failed.clone()

@@ -1,4 +1,12 @@
-//! Not furnished yet: only what `tailwater serve` is written against.
+//! Not furnished yet: the pure parts, and what `tailwater serve` is written against.
+
+pub mod chunked;
+pub mod conditional;
+pub mod head;
+pub mod problem;
+pub mod range;
+pub mod reply;
+pub mod target;
 
 use std::net::{SocketAddr, TcpListener};
 

@@ -1,3 +1,4 @@
 //! Objects, watermarks, registries, readers and writers.
 
+pub mod listing;
 pub mod name;
