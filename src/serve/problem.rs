@@ -208,7 +208,9 @@ impl From<Error> for Problem {
             }
             Kind::Device => Problem::internal("a storage device failed"),
             Kind::Damaged => Problem::internal("what is stored is damaged"),
-            Kind::Startup => Problem::internal("the engine did not start"),
+            Kind::Startup | Kind::AddressInUse | Kind::DataFolder | Kind::Locked | Kind::NoRing => {
+                Problem::internal("the engine did not start")
+            }
         }
     }
 }
