@@ -248,7 +248,11 @@ impl Config {
         let (block, arena) = (self.block_bytes, self.arena_bytes);
 
         rule(!self.data.as_os_str().is_empty(), &["data"], "data is empty: it names a folder".into())?;
-        rule(self.cores > 0, &["cores"], "cores is 0: at least one is needed".into())?;
+        rule(
+            (1..=64).contains(&self.cores),
+            &["cores"],
+            format!("cores is {}: there are between 1 and 64", self.cores),
+        )?;
         rule(
             aligned(block) && BLOCK_BYTES_RANGE.contains(&block),
             &["block_bytes"],

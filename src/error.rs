@@ -88,6 +88,11 @@ impl Error {
         Error { kind, message: format!("{what}: {errno}"), errno: Some(errno) }
     }
 
+    /// No ring could be set up; the errno tells why.
+    pub fn no_ring(errno: Errno) -> Error {
+        Error { kind: Kind::NoRing, message: format!("no ring can be set up: {errno}"), errno: Some(errno) }
+    }
+
     /// What kind of thing went wrong.
     pub fn kind(&self) -> Kind {
         self.kind

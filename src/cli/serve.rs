@@ -55,7 +55,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         let seconds = config.drain_seconds;
         tracing::info!(signal, seconds, "told to end: requests under way may come to their end");
     }
-    server.stop();
+    server.stop()?;
     tracing::info!("ended");
     Ok(())
 }

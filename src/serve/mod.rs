@@ -1,24 +1,24 @@
 //! HTTP: heads, ingest, follow, transfer, admin.
+//!
+//! Parsing is pure ([`head`], [`target`], [`chunked`], [`range`], [`conditional`]), and so is what an answer looks
+//! like ([`reply`], [`problem`]). Above that a connection is one task on one core: it reads heads and hands each
+//! request to `ingest` (PUT, POST), `follow` (GET, HEAD), `names` (listings, DELETE) or `admin`.
+//!
+//! Core 0 accepts and gives each connection to the core with the fewest.
 
+mod admin;
 pub mod chunked;
 pub mod conditional;
+mod connection;
+mod follow;
 pub mod head;
+mod ingest;
+mod names;
 pub mod problem;
 pub mod range;
 pub mod reply;
+mod server;
 pub mod target;
+mod transfer;
 
-/// Not furnished yet.
-pub struct Server;
-impl Server {
-    /// Not yet.
-    pub fn start(_config: crate::config::Config) -> crate::error::Result<Server> { unimplemented!() }
-    /// Not yet.
-    pub fn data_address(&self) -> std::net::SocketAddr { unimplemented!() }
-    /// Not yet.
-    pub fn admin_address(&self) -> std::net::SocketAddr { unimplemented!() }
-    /// Not yet.
-    pub fn notices(&self) -> &[String] { &[] }
-    /// Not yet.
-    pub fn stop(self) {}
-}
+pub use server::Server;

@@ -53,14 +53,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
-    /// let us use io_uring; the sentence says why. [`Kind::Startup`]: anything else.
+    /// let us use io_uring. [`Kind::Startup`]: anything else.
     pub fn start(config: &Config, service: Service) -> Result<Engine> {
-        if config.cores == 0 || config.cores > 64 {
-            return Err(Error::new(Kind::Startup, "there are between 1 and 64 cores"));
-        }
+        config.check()?;
         let mut notices = Vec::new();
         // The ring first: without it there is no need to make a folder.
-        Uring::new().map_err(|errno| no_ring(errno))?;
+        Uring::new().map_err(Error::no_ring)?;
         let folder = Folder::open(&config.data, config.segment_bytes)?;
         if !folder.direct {
             notices.push(format!(
@@ -214,27 +212,6 @@ fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
     failure.unwrap_or_else(|| Error::new(Kind::Startup, "a core ended before it had started"))
 }
 
-fn no_ring(errno: Errno) -> Error {
-    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    let reason = match (errno, disabled.trim()) {
-        (Errno::NOSYS, _) => "this kernel has none, or one before Linux 5.11: a newer kernel is needed".to_owned(),
-        (Errno::PERM, "2") => {
-            "kernel.io_uring_disabled is 2: it must be 0 (sysctl kernel.io_uring_disabled=0)".to_owned()
-        }
-        (Errno::PERM, "1") => "kernel.io_uring_disabled is 1: it must be 0, or this user must be of the group in \
-                               kernel.io_uring_group"
-            .to_owned(),
-        (Errno::PERM | Errno::ACCESS, _) => {
-            "a seccomp filter or security module forbids it, as Docker's default profile does: allow \
-             io_uring_setup, io_uring_enter and io_uring_register"
-                .to_owned()
-        }
-        (Errno::NOMEM, _) => "the memlock limit is too small: raise it (ulimit -l, LimitMEMLOCK=)".to_owned(),
-        (errno, _) => errno.to_string(),
-    };
-    Error::new(Kind::NoRing, format!("io_uring cannot be used: {reason}"))
-}
-
 /// What core 0 has found.
 struct Found {
     records: Vec<crate::log::RecoveredRecord>,
@@ -264,7 +241,7 @@ impl CoreThread {
         if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
             tracing::warn!(core = self.index, %errno, "a core could not be pinned to its processor");
         }
-        let ring = Ring::new(Box::new(Uring::new().map_err(no_ring)?));
+        let ring = Ring::new(Box::new(Uring::new().map_err(Error::no_ring)?));
         let core = Core::new(self.index, ring, self.mailbox.clone());
         let index = self.index;
         let inner = core.clone();

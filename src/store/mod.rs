@@ -29,4 +29,5 @@ pub use name::Name;
 pub use namespace::Listing;
 pub use object::{Metadata, Object, State};
 pub use reader::{More, Piece, Reader};
+pub use registry::Registry;
 pub use writer::Writer;

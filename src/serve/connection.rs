@@ -1,0 +1,381 @@
+//! One connection: heads in, answers out, until either side has had enough.
+//!
+//! What was received and not used yet belongs to the connection ([`Input`]), so that no dropped wait loses it. An
+//! idle connection holds no buffer.
+
+use std::io::IoSliceMut;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use rustix::io::Errno;
+use tracing::Instrument;
+
+use super::head::{Framing, Head, Limits, Parsed, Version, parse_more};
+use super::problem::Problem;
+use super::reply::{Body, Committed, ReplyHead, write_problem};
+use super::server::{Door, Here, within};
+use super::target::Target;
+use super::{admin, follow, ingest, names};
+use crate::context::{Context, RequestId};
+use crate::runtime::{Either, Elapsed, Stream, race};
+
+/// How much is received at a time while heads or chunk lines are awaited, in bytes.
+const INPUT_LENGTH: usize = 16 << 10;
+/// What of an unwanted body is taken after the answer, so that the client reads it before a reset, in bytes.
+const LINGER_LENGTH_MAX: usize = 4 << 20;
+/// How long that may take.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes that were received and not used yet.
+#[derive(Default)]
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    /// What is there.
+    pub fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Marks the first bytes as used.
+    pub fn consume(&mut self, length: usize) {
+        assert!(length <= self.end - self.start);
+        self.start += length;
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Room behind what is there: at least `INPUT_LENGTH` bytes.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.start > 0 && self.bytes.len() - self.end < INPUT_LENGTH {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.bytes.len() - self.end < INPUT_LENGTH {
+            self.bytes.resize(self.end + INPUT_LENGTH, 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// Says that the first bytes of the room were filled.
+    pub fn fill(&mut self, length: usize) {
+        self.end += length;
+        assert!(self.end <= self.bytes.len());
+    }
+
+    /// Gives the memory back where nothing is held.
+    fn release(&mut self) {
+        if self.is_empty() {
+            *self = Input::default();
+        }
+    }
+}
+
+/// Why an exchange ended before its end.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The connection broke, or the client left.
+    Gone,
+    /// The client took or sent nothing for too long.
+    Stalled,
+}
+
+impl From<Errno> for Broken {
+    fn from(_: Errno) -> Broken {
+        Broken::Gone
+    }
+}
+
+impl From<Elapsed> for Broken {
+    fn from(_: Elapsed) -> Broken {
+        Broken::Stalled
+    }
+}
+
+/// What is to become of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Another request may come.
+    Request,
+    /// All was sent: close.
+    Close,
+    /// Close, but let the client read the answer although it is still sending.
+    Linger,
+}
+
+pub(super) struct Connection {
+    pub here: Rc<Here>,
+    pub stream: Stream,
+    pub input: Input,
+    door: Door,
+}
+
+/// A request and what its answer needs.
+pub(super) struct Request {
+    pub head: Head,
+    pub id: RequestId,
+    pub context: Context,
+}
+
+/// Tells a client that there are too many connections.
+pub(super) fn refuse(here: &Here, stream: &Stream) {
+    let problem =
+        Problem::unavailable("this node is at its limit of connections", Duration::from_secs(1)).closing();
+    let mut out = Vec::new();
+    here.with_date(|date| write_problem(&mut out, &problem, "-", Version::Http11, false, true, date));
+    let _ = stream.try_send(&[std::io::IoSlice::new(&out)], false);
+    stream.finish();
+}
+
+impl Connection {
+    pub fn new(here: Rc<Here>, stream: Stream, door: Door) -> Connection {
+        Connection { here, stream, input: Input::default(), door }
+    }
+
+    /// Serves requests until the connection ends.
+    pub async fn serve(mut self) {
+        loop {
+            let next = match self.read_head().await {
+                Ok(Some(Parsed::Complete { head, length })) => {
+                    self.input.consume(length);
+                    let id = self.here.next_request();
+                    let span = tracing::info_span!("request", id = %id);
+                    self.exchange(head, id).instrument(span).await
+                }
+                Ok(Some(Parsed::Refused { problem, method, version, length })) => {
+                    self.input.consume(length);
+                    self.refuse_head(&problem, &method, version).await
+                }
+                Ok(Some(Parsed::Incomplete)) | Ok(None) => return,
+                Err(Refusal::Problem(problem)) => {
+                    self.refuse_head(&problem, &Method::GET, Version::Http11).await
+                }
+                Err(Refusal::Broken(_)) => return,
+            };
+            match next {
+                Ok(Next::Request) if !self.here.is_draining() => {}
+                Ok(Next::Request | Next::Close) => {
+                    self.stream.finish();
+                    return;
+                }
+                Ok(Next::Linger) => {
+                    self.linger().await;
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The next head. None: the client has finished, was idle for too long, or the node drains.
+    async fn read_head(&mut self) -> Result<Option<Parsed>, Refusal> {
+        let limits = Limits { head_length_max: self.here.config().head_bytes_max, ..Limits::default() };
+        let core = self.here.local.core().clone();
+        let mut seen = 0;
+        let mut deadline = None;
+        loop {
+            let is_idle = self.input.is_empty();
+            if !is_idle {
+                match parse_more(self.input.filled(), seen, &limits).map_err(Refusal::Problem)? {
+                    Parsed::Incomplete => seen = self.input.filled().len(),
+                    parsed => return Ok(Some(parsed)),
+                }
+            }
+            match self.stream.try_receive(&mut [IoSliceMut::new(self.input.space())])? {
+                Some(0) => return Ok(None),
+                Some(count) => {
+                    self.input.fill(count);
+                    if is_idle {
+                        deadline = None;
+                    }
+                    continue;
+                }
+                None => self.input.release(),
+            }
+            if is_idle && self.here.is_draining() {
+                return Ok(None);
+            }
+            let config = self.here.config();
+            let limit_seconds = if is_idle { config.idle_seconds } else { config.head_seconds };
+            let deadline = *deadline.get_or_insert_with(|| core.now() + Duration::from_secs(limit_seconds));
+            let limit = race(core.sleep_until(deadline), self.here.drained(is_idle));
+            match race(self.stream.readable(), limit).await {
+                Either::First(outcome) => outcome?,
+                Either::Second(_) if is_idle => return Ok(None),
+                Either::Second(_) => {
+                    let detail = format!("the head did not come within {limit_seconds} seconds");
+                    return Err(Refusal::Problem(Problem::request_timeout(detail)));
+                }
+            }
+        }
+    }
+
+    async fn exchange(&mut self, head: Head, id: RequestId) -> Result<Next, Broken> {
+        let context = Context::background().with_request(id);
+        tracing::debug!(method = %head.method, path = head.path, "request");
+        let mut request = Request { head, id, context };
+        if self.here.is_draining() {
+            request.head.keep_alive = false;
+        }
+        if self.door == Door::Admin {
+            return admin::answer(self, &request).await;
+        }
+        match (&request.head.method, &request.head.target) {
+            (&Method::PUT | &Method::POST, Target::Object { .. }) => ingest::answer(self, &request).await,
+            (&Method::GET | &Method::HEAD, Target::Object { .. }) => follow::answer(self, &request).await,
+            (&Method::DELETE, Target::Object { .. }) => names::delete(self, &request).await,
+            (_, Target::Bucket { .. }) => names::list(self, &request).await,
+            _ => names::buckets(self, &request).await,
+        }
+    }
+
+    /// Counts the answer to a request, and says so in the log.
+    pub fn record(&self, method: &Method, status: StatusCode) {
+        if self.door == Door::Data {
+            self.here.local.metrics().requests.record(method.into(), status.as_u16());
+        }
+        tracing::debug!(status = status.as_u16(), "answered");
+    }
+
+    /// Writes the head of an answer into `out`.
+    pub fn reply_head(
+        &self,
+        request: &Request,
+        status: StatusCode,
+        headers: &[(HeaderName, HeaderValue)],
+        body: Body,
+        out: &mut Vec<u8>,
+    ) -> Committed {
+        self.record(&request.head.method, status);
+        let keep_alive = request.head.keep_alive && !self.here.is_draining();
+        let reply = ReplyHead { status, headers, body, version: request.head.version, keep_alive };
+        self.here.with_date(|date| reply.write(out, date))
+    }
+
+    /// Sends a whole answer with a body that is at hand.
+    pub async fn reply(
+        &mut self,
+        request: &Request,
+        status: StatusCode,
+        headers: &[(HeaderName, HeaderValue)],
+        body: &[u8],
+    ) -> Result<Next, Broken> {
+        let mut out = Vec::with_capacity(512 + body.len());
+        let length = match status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Body::Absent,
+            _ => Body::Length(body.len() as u64),
+        };
+        let committed = self.reply_head(request, status, headers, length, &mut out);
+        if request.head.method != Method::HEAD {
+            out.extend_from_slice(body);
+        }
+        self.send(&out, false).await?;
+        Ok(self.after(request, committed.keep_alive))
+    }
+
+    /// Sends the answer that tells of a problem. The body of the request, if there is one, was not read.
+    pub async fn reply_problem(&mut self, request: &Request, problem: &Problem) -> Result<Next, Broken> {
+        self.record(&request.head.method, problem.status);
+        if problem.status.is_server_error() {
+            tracing::warn!(%problem, method = %request.head.method, path = request.head.path, "failed");
+        }
+        let has_body = request.head.framing != Framing::None;
+        let keep_alive = request.head.keep_alive && !has_body && !self.here.is_draining();
+        let mut out = Vec::new();
+        let (version, with_body) = (request.head.version, request.head.method != Method::HEAD);
+        let id = request.id.to_string();
+        let committed = self
+            .here
+            .with_date(|date| write_problem(&mut out, problem, &id, version, keep_alive, with_body, date));
+        self.send(&out, false).await?;
+        Ok(if has_body { Next::Linger } else { self.after(request, committed.keep_alive) })
+    }
+
+    async fn refuse_head(
+        &mut self,
+        problem: &Problem,
+        method: &Method,
+        version: Version,
+    ) -> Result<Next, Broken> {
+        let id = self.here.next_request().to_string();
+        tracing::debug!(id, %problem, "refused");
+        self.record(method, problem.status);
+        let mut out = Vec::new();
+        let with_body = method != Method::HEAD;
+        let committed = self
+            .here
+            .with_date(|date| write_problem(&mut out, problem, &id, version, !problem.close, with_body, date));
+        self.send(&out, false).await?;
+        Ok(if problem.close || !committed.keep_alive { Next::Linger } else { Next::Request })
+    }
+
+    fn after(&self, _request: &Request, keep_alive: bool) -> Next {
+        if keep_alive { Next::Request } else { Next::Close }
+    }
+
+    /// Sends bytes, waiting for a slow client as long as it takes something.
+    pub async fn send(&self, mut bytes: &[u8], more: bool) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            match self.stream.try_send(&[std::io::IoSlice::new(bytes)], more)? {
+                Some(count) => bytes = &bytes[count..],
+                None => self.writable().await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the client can take more, for as long as a reader may stall.
+    pub async fn writable(&self) -> Result<(), Broken> {
+        within(&self.here, self.here.config().reader_stall_seconds, self.stream.writable()).await??;
+        Ok(())
+    }
+
+    /// Waits until the client has sent more, for as long as a writer may stall.
+    pub async fn readable(&self) -> Result<(), Broken> {
+        within(&self.here, self.here.config().writer_stall_seconds, self.stream.readable()).await??;
+        Ok(())
+    }
+
+    /// Ends the sending side and takes what the client still sends for a moment: closing at once would reset the
+    /// connection, and the client might lose the answer (RFC 9112, section 9.6).
+    async fn linger(&mut self) {
+        self.stream.finish();
+        let core = self.here.local.core().clone();
+        let mut taken = 0;
+        let taking = async {
+            let mut waste = vec![0; 64 << 10];
+            while taken < LINGER_LENGTH_MAX {
+                match self.stream.try_receive(&mut [IoSliceMut::new(&mut waste)]) {
+                    Ok(Some(0)) | Err(_) => return,
+                    Ok(Some(count)) => taken += count,
+                    Ok(None) => {
+                        if self.stream.readable().await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        };
+        let _ = core.timeout(LINGER, taking).await;
+    }
+}
+
+enum Refusal {
+    Problem(Problem),
+    Broken(#[expect(dead_code, reason = "for whoever looks at it in a debugger")] Errno),
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Refusal {
+        Refusal::Broken(errno)
+    }
+}

@@ -1,0 +1,120 @@
+//! Listings and deletions.
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, StatusCode};
+use serde::Serialize;
+
+use super::conditional::{Outcome, Validators, evaluate};
+use super::connection::{Broken, Connection, Next, Request};
+use super::head::Framing;
+use super::problem::Problem;
+use super::target::Target;
+use crate::store::{Object, State};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+#[derive(Serialize)]
+struct ListingBody<'a> {
+    bucket: &'a str,
+    objects: Vec<Entry>,
+    prefixes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    key: String,
+    state: State,
+    generation: u64,
+    length: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    modified: String,
+}
+
+#[derive(Serialize)]
+struct BucketsBody {
+    buckets: Vec<String>,
+}
+
+/// The entity tag of an object, once it can no longer change.
+pub(super) fn etag_of(object: &Object) -> Option<String> {
+    (object.state() == State::Sealed).then(|| object.etag())
+}
+
+fn entry(object: &Object) -> Entry {
+    let state = object.state();
+    Entry {
+        key: object.name().key().to_owned(),
+        state,
+        generation: object.generation(),
+        length: object.committed(),
+        etag: etag_of(object),
+        modified: humantime::format_rfc3339_millis(object.modified()).to_string(),
+    }
+}
+
+/// `GET /{bucket}/`.
+pub(super) async fn list(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
+    let Target::Bucket { bucket, query } = &request.head.target else {
+        unreachable!("a listing is of a bucket");
+    };
+    let listing = connection.here.local.list(bucket, query);
+    let body = ListingBody {
+        bucket,
+        objects: listing.objects.iter().map(|object| entry(object)).collect(),
+        prefixes: listing.prefixes,
+        next: listing.next,
+    };
+    reply_json(connection, request, &body).await
+}
+
+/// `GET /`.
+pub(super) async fn buckets(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
+    let body = BucketsBody { buckets: connection.here.local.shared().namespace().buckets() };
+    reply_json(connection, request, &body).await
+}
+
+async fn reply_json(
+    connection: &mut Connection,
+    request: &Request,
+    body: &impl Serialize,
+) -> Result<Next, Broken> {
+    if request.head.framing != Framing::None {
+        let problem = Problem::bad_request("a GET has no body here").closing();
+        return connection.reply_problem(request, &problem).await;
+    }
+    match serde_json::to_vec(body) {
+        Ok(mut text) => {
+            text.push(b'\n');
+            connection.reply(request, StatusCode::OK, &[(CONTENT_TYPE, JSON)], &text).await
+        }
+        Err(error) => connection.reply_problem(request, &Problem::internal(error.to_string())).await,
+    }
+}
+
+/// `DELETE /{bucket}/{key}`.
+pub(super) async fn delete(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
+    let Target::Object { name, .. } = &request.head.target else { unreachable!("only objects are deleted") };
+    if request.head.framing != Framing::None && request.head.framing != Framing::Length(0) {
+        let problem = Problem::bad_request("a DELETE has no body").closing();
+        return connection.reply_problem(request, &problem).await;
+    }
+    let local = connection.here.local.clone();
+    let object = local.find(name);
+    let etag = object.as_deref().and_then(etag_of);
+    let validators = Validators {
+        etag: etag.as_deref(),
+        modified: object.as_ref().map(|object| object.modified()),
+        exists: object.is_some(),
+    };
+    if object.is_some() && evaluate(&Method::DELETE, &request.head.headers, &validators) != Outcome::Proceed {
+        let problem = Problem::precondition_failed("the object is not what the condition says");
+        return connection.reply_problem(request, &problem).await;
+    }
+    match local.delete(&request.context, name).await {
+        Ok(()) => connection.reply(request, StatusCode::NO_CONTENT, &[], b"").await,
+        Err(error) => connection.reply_problem(request, &Problem::from(error)).await,
+    }
+}
