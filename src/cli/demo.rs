@@ -5,6 +5,7 @@
 //! stopped and started again, and the object is read once more.
 
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,13 @@ use crate::load::content::{Pieces, Verifier};
 use crate::load::measure::Series;
 use crate::load::report::Latency;
 use crate::serve::Server;
+
+/// Prints a line. With standard output gone, the exit code still tells.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
 
 /// The pieces of the stream: about 3 s of 8 Mbit/s.
 const PIECES: u64 = 100;
@@ -49,23 +57,19 @@ pub fn run(_arguments: Arguments) -> Result<(), Failure> {
         Failure::new(ExitStatus::DataFolder, format!("cannot make a temporary folder: {error}"))
     })?;
     let server = start(folder.path())?;
-    println!(
-        "A server listens on http://{}, its data is in {}.",
-        server.data_address(),
-        folder.path().display()
-    );
+    say!("A server listens on http://{}, its data is in {}.", server.data_address(), folder.path().display());
     let object = location(&server, "cam/front-door.ts");
     let told = run_client(record(object));
     stop(server)?;
     told?;
 
     let server = start(folder.path())?;
-    println!("The server was stopped, and started again on the same data.");
+    say!("The server was stopped, and started again on the same data.");
     let object = location(&server, "cam/front-door.ts");
     let told = run_client(verify_again(object));
     stop(server)?;
     told?;
-    println!("All of it held.");
+    say!("All of it held.");
     Ok(())
 }
 
@@ -148,7 +152,7 @@ async fn record(object: Location) -> client::Result<()> {
         sealed: Cell::new(false),
         latency: RefCell::default(),
     });
-    println!(
+    say!(
         "A writer sends {PIECES} pieces of {} KiB, one every {} ms, by chunked PUT to {}.",
         PIECE_BYTES / 1024,
         PIECE_INTERVAL.as_millis(),
@@ -157,12 +161,10 @@ async fn record(object: Location) -> client::Result<()> {
     let followers: Vec<_> =
         Manner::ALL.map(|manner| (manner, spawn(follow(Rc::clone(&recording), manner)))).into();
     let answer = write(&recording).await?;
-    println!("Sealed: the server answered {answer}.");
+    say!("Sealed: the server answered {answer}.");
     for (manner, follower) in followers {
-        let followed = follower
-            .await
-            .map_err(|error| Error::Interrupted(format!("the follower ({}): {error}", manner.in_words())))?;
-        println!(
+        let followed = follower.await.inspect_err(|_| say!("  follower ({}): failed.", manner.in_words()))?;
+        say!(
             "  follower ({}): {} pieces, bytes {} to {}, each as it was sent, and then the end.",
             manner.in_words(),
             followed.pieces,
@@ -172,7 +174,7 @@ async fn record(object: Location) -> client::Result<()> {
     }
     let latency = recording.latency.take().latency;
     let at = |quantile| Latency(latency.value_at_quantile(quantile) as f64 / 1e3);
-    println!(
+    say!(
         "From a piece's due time until a prompt follower had all of it, on stable storage: p50 {}, p99 {}, max {} \
          ({} pieces).",
         at(0.5),
@@ -288,7 +290,7 @@ async fn read_range(client: &Client, object: &Location) -> client::Result<()> {
             verifier.position()
         )));
     }
-    println!("A range of it, bytes {first} to {last}, is what it should be (206).");
+    say!("A range of it, bytes {first} to {last}, is what it should be (206).");
     Ok(())
 }
 
@@ -307,7 +309,7 @@ async fn verify_again(object: Location) -> client::Result<()> {
             verifier.position()
         )));
     }
-    println!("The object is there: all {LENGTH} bytes are what was sent, and it is sealed.");
+    say!("The object is there: all {LENGTH} bytes are what was sent, and it is sealed.");
     Ok(())
 }
 

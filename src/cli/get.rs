@@ -352,3 +352,44 @@ fn extent_of(head: &Head) -> Result<Extent, Error> {
         None => Err(Error::Malformed(format!("its Content-Range is {field:?}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(range: &str) -> Result<Extent, Error> {
+        let mut fields = http::HeaderMap::new();
+        fields.insert("content-range", range.parse().unwrap());
+        extent_of(&Head::new(206, fields))
+    }
+
+    #[test]
+    fn a_part_of_an_object_is_not_taken_for_its_end() {
+        for (range, expected) in [
+            ("bytes 5-9/10", Extent::ToTheEnd),
+            ("bytes 5-8/10", Extent::Part),
+            // What a growing object had when it was asked.
+            ("bytes 5-9/*", Extent::Part),
+            // RFC 8673: followed to wherever it ends.
+            ("bytes 5-9007199254740991/*", Extent::ToTheEnd),
+        ] {
+            assert_eq!(extent(range).unwrap(), expected, "{range}");
+        }
+        for range in ["", "bytes */10", "bytes 5-/10", "items 5-9/10"] {
+            assert!(extent(range).is_err(), "{range}");
+        }
+        assert_eq!(extent_of(&Head::new(200, http::HeaderMap::new())).unwrap(), Extent::ToTheEnd);
+    }
+
+    #[test]
+    fn only_a_state_that_is_told_is_believed() {
+        let state = |state: &'static str| {
+            let mut fields = http::HeaderMap::new();
+            fields.insert("tailwater-state", http::HeaderValue::from_static(state));
+            state_of(&Head::new(200, fields))
+        };
+        assert_eq!(state("live"), State::Live);
+        assert_eq!(state("interrupted"), State::Interrupted);
+        assert_eq!(state("sealed"), State::Sealed);
+    }
+}

@@ -21,6 +21,11 @@ pub struct Head {
 }
 
 impl Head {
+    /// A head of HTTP/1.1 with these fields.
+    pub fn new(status: u16, fields: HeaderMap) -> Head {
+        Head { status, fields, version_1_1: true }
+    }
+
     /// Reads a head from the front of `input`: the head and its length in bytes, or `None` if `input` is only a
     /// part of one.
     ///

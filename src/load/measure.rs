@@ -13,17 +13,21 @@ const EXAMPLES_MAX: usize = 5;
 /// One thing that was done many times: how often, with how many bytes, and how long each took.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// The latencies, in nanoseconds.
+    /// The latencies, in nanoseconds; those that were missed are among them.
     pub latency: Histogram<u64>,
+    /// How often it was done.
+    pub count: u64,
     /// The bytes moved.
     pub bytes: u64,
+    /// How long the phase took in which it was done.
+    pub elapsed: Duration,
 }
 
 impl Default for Series {
     fn default() -> Series {
         let (low, high) = LATENCY_NANOSECONDS;
         let latency = Histogram::new_with_bounds(low, high, 3).expect("the bounds are those of a histogram");
-        Series { latency, bytes: 0 }
+        Series { latency, count: 0, bytes: 0, elapsed: Duration::ZERO }
     }
 }
 
@@ -56,13 +60,14 @@ impl Measurements {
     /// Something was done: in so much time since it was due, with so many bytes.
     pub fn record(&mut self, series: &'static str, latency: Duration, bytes: u64) {
         let series = self.series.entry(series).or_default();
-        series.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        series.latency.saturating_record(nanoseconds(latency));
+        series.count += 1;
         series.bytes += bytes;
     }
 
     /// Something was due, and had not begun after so much time.
     pub fn missed(&mut self, series: &'static str, waited: Duration) {
-        self.record(series, waited, 0);
+        self.series.entry(series).or_default().latency.saturating_record(nanoseconds(waited));
         self.errors.missed += 1;
     }
 
@@ -78,12 +83,21 @@ impl Measurements {
         self.example(what.into());
     }
 
-    /// Adds what another thread measured.
+    /// Ends the phase in which all of this was measured.
+    pub fn end_phase(&mut self, elapsed: Duration) {
+        for series in self.series.values_mut() {
+            series.elapsed = elapsed;
+        }
+    }
+
+    /// Adds what another thread, or another phase, measured.
     pub fn merge(&mut self, other: Measurements) {
         for (name, series) in other.series {
             let sum = self.series.entry(name).or_default();
             sum.latency.add(&series.latency).expect("all histograms have the same bounds");
+            sum.count += series.count;
             sum.bytes += series.bytes;
+            sum.elapsed = sum.elapsed.max(series.elapsed);
         }
         self.verified_bytes += other.verified_bytes;
         self.errors.verification += other.errors.verification;
@@ -101,6 +115,10 @@ impl Measurements {
     }
 }
 
+fn nanoseconds(latency: Duration) -> u64 {
+    u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,7 +133,7 @@ mod tests {
         left.failed("refused");
         left.merge(right);
         let series = &left.series["piece"];
-        assert_eq!((series.latency.len(), series.bytes), (3, 30));
+        assert_eq!((series.latency.len(), series.count, series.bytes), (3, 2, 30));
         assert!(series.latency.max() >= 2_000_000_000, "what was missed counts with its wait");
         let errors = Errors {
             verification: 1,

@@ -14,6 +14,8 @@ pub mod measure;
 mod objects;
 pub mod report;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -182,13 +184,7 @@ impl Plan {
 /// If there was nothing to measure: no io_uring, no server, or the objects to be read could not be uploaded. What
 /// goes wrong afterwards is in the report.
 pub fn run(plan: Plan) -> client::Result<Report> {
-    let run = Arc::new(Run { prefix: run_prefix(), plan, stored: Mutex::default() });
-    run.on_threads(|thread| async move { thread.reach().await })?;
-    let measured = run.measure();
-    let removed = if run.plan.keep { Ok(Measurements::default()) } else { run.remove() };
-    let mut report = measured?;
-    report.measurements.merge(removed?);
-    Ok(report)
+    Run::new(plan).run()
 }
 
 /// A prefix that no other run uses.
@@ -214,6 +210,19 @@ struct Thread {
 }
 
 impl Run {
+    fn new(plan: Plan) -> Arc<Run> {
+        Arc::new(Run { prefix: run_prefix(), plan, stored: Mutex::default() })
+    }
+
+    fn run(self: &Arc<Run>) -> client::Result<Report> {
+        self.on_threads(|thread| async move { thread.reach().await })?;
+        let measured = self.measure();
+        let removed = if self.plan.keep { Ok(Measurements::default()) } else { self.remove() };
+        let mut report = measured?;
+        report.measurements.merge(removed?);
+        Ok(report)
+    }
+
     fn measure(self: &Arc<Run>) -> client::Result<Report> {
         if self.plan.workload == Workload::Get {
             self.on_threads(objects::upload_set)?;
@@ -223,13 +232,16 @@ impl Run {
             Workload::Ingest | Workload::Follow => self.on_threads(|thread| streams::run(thread, start))?,
             Workload::Put | Workload::Get => self.on_threads(|thread| objects::run(thread, start))?,
         };
-        let elapsed = start.elapsed();
-        if self.plan.workload == Workload::Ingest {
-            measurements.merge(self.on_threads(streams::read_back)?);
-        } else if self.plan.workload == Workload::Put {
-            measurements.merge(self.on_threads(objects::read_back)?);
-        }
-        Ok(Report { title: self.plan.title(), settings: self.plan.settings(), elapsed, measurements })
+        measurements.end_phase(start.elapsed());
+        let reading = Instant::now();
+        let mut read_back = match self.plan.workload {
+            Workload::Ingest => self.on_threads(streams::read_back)?,
+            Workload::Put => self.on_threads(objects::read_back)?,
+            Workload::Follow | Workload::Get => Measurements::default(),
+        };
+        read_back.end_phase(reading.elapsed());
+        measurements.merge(read_back);
+        Ok(Report { title: self.plan.title(), settings: self.plan.settings(), measurements })
     }
 
     fn remove(self: &Arc<Run>) -> client::Result<Measurements> {

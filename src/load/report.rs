@@ -1,7 +1,6 @@
 //! The result of a run, as a table for people and as JSON for machines.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -16,8 +15,6 @@ pub struct Report {
     pub title: String,
     /// The settings of the run, by name.
     pub settings: Value,
-    /// From the start of the measured part to its end.
-    pub elapsed: Duration,
     /// What was measured.
     pub measurements: Measurements,
 }
@@ -34,10 +31,11 @@ impl Report {
                 let [p50, p90, p99, p99_9, max] = quantiles(series).map(|(_, microseconds)| microseconds);
                 json!({
                     "name": name,
-                    "count": series.latency.len(),
+                    "count": series.count,
                     "bytes": series.bytes,
-                    "rate_per_second": self.per_second(series.latency.len() as f64),
-                    "mebibytes_per_second": self.per_second(series.bytes as f64 / MEBIBYTE),
+                    "elapsed_seconds": series.elapsed.as_secs_f64(),
+                    "rate_per_second": per_second(series, series.count as f64),
+                    "mebibytes_per_second": per_second(series, series.bytes as f64 / MEBIBYTE),
                     "latency_microseconds": {
                         "p50": p50, "p90": p90, "p99": p99, "p99_9": p99_9, "max": max,
                     },
@@ -47,7 +45,6 @@ impl Report {
         json!({
             "title": self.title,
             "settings": self.settings,
-            "elapsed_seconds": self.elapsed.as_secs_f64(),
             "series": series,
             "verified_bytes": self.measurements.verified_bytes,
             "errors": {
@@ -58,10 +55,10 @@ impl Report {
             },
         })
     }
+}
 
-    fn per_second(&self, value: f64) -> f64 {
-        value / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
+fn per_second(series: &Series, value: f64) -> f64 {
+    value / series.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
 /// The quantiles that are reported, in microseconds.
@@ -85,9 +82,9 @@ impl fmt::Display for Report {
         }
         writeln!(formatter)?;
         for (name, series) in &self.measurements.series {
-            let count = series.latency.len();
+            let count = series.count;
             let (rate, flow) =
-                (self.per_second(count as f64), self.per_second(series.bytes as f64 / MEBIBYTE));
+                (per_second(series, count as f64), per_second(series, series.bytes as f64 / MEBIBYTE));
             write!(formatter, "{name:<18}{count:>10}{rate:>11.1}{flow:>10.1}")?;
             for (_, microseconds) in quantiles(series) {
                 write!(formatter, "{:>10}", Latency(microseconds).to_string())?;
@@ -126,6 +123,8 @@ impl fmt::Display for Latency {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn report() -> Report {
@@ -134,12 +133,8 @@ mod tests {
             measurements.record("pieces received", Duration::from_millis(milliseconds), 1 << 20);
         }
         measurements.mismatch("the byte at offset 5 is wrong");
-        Report {
-            title: "follow".to_owned(),
-            settings: json!({"streams": 1}),
-            elapsed: Duration::from_secs(10),
-            measurements,
-        }
+        measurements.end_phase(Duration::from_secs(10));
+        Report { title: "follow".to_owned(), settings: json!({"streams": 1}), measurements }
     }
 
     #[test]
