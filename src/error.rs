@@ -53,6 +53,14 @@ pub enum Kind {
     Closed,
     /// The engine cannot start as asked.
     Startup,
+    /// An address to listen on is taken, or is not one of this host.
+    AddressInUse,
+    /// The data folder cannot be written, or belongs to something else.
+    DataFolder,
+    /// Another process has the data folder open.
+    Locked,
+    /// This host does not allow io_uring.
+    NoRing,
     /// The node is at one of its limits; a later attempt may succeed.
     Busy,
 }
@@ -101,7 +109,15 @@ impl Error {
             | Kind::Cancelled
             | Kind::DeadlineExceeded
             | Kind::Busy => Actor::Caller,
-            Kind::NoSpace | Kind::ReadOnly | Kind::Device | Kind::Damaged | Kind::Startup => Actor::Operator,
+            Kind::NoSpace
+            | Kind::ReadOnly
+            | Kind::Device
+            | Kind::Damaged
+            | Kind::Startup
+            | Kind::AddressInUse
+            | Kind::DataFolder
+            | Kind::Locked
+            | Kind::NoRing => Actor::Operator,
             Kind::Interrupted | Kind::Closed => Actor::Nobody,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::error::{Error, Kind};
+
 /// Why a command ends without having done what was asked.
 #[derive(Debug)]
 pub struct Failure {
@@ -44,8 +46,83 @@ impl Failure {
     }
 }
 
+/// What the engine says, with the exit code of its kind. Where the host allows no ring, the sentence goes on
+/// with the reason, as `tailwater doctor` would give it.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let code = exit_status(error.kind());
+        match code {
+            ExitStatus::NoRing => {
+                let reason = super::doctor::why_no_ring(error.errno());
+                Failure::new(code, format!("{error}: {}; {}", reason.cause, reason.cure))
+            }
+            _ => Failure::new(code, error.to_string()),
+        }
+    }
+}
+
+fn exit_status(kind: Kind) -> ExitStatus {
+    match kind {
+        Kind::InvalidArgument => ExitStatus::Configuration,
+        Kind::AddressInUse => ExitStatus::Address,
+        Kind::DataFolder => ExitStatus::DataFolder,
+        Kind::Locked => ExitStatus::Locked,
+        Kind::NoRing => ExitStatus::NoRing,
+        Kind::NoSpace => ExitStatus::NoSpace,
+        Kind::NotFound => ExitStatus::NotFound,
+        Kind::Damaged | Kind::Interrupted => ExitStatus::Damaged,
+        Kind::InvalidName
+        | Kind::Exists
+        | Kind::WrongState
+        | Kind::Cancelled
+        | Kind::DeadlineExceeded
+        | Kind::ReadOnly
+        | Kind::Device
+        | Kind::Closed
+        | Kind::Startup
+        | Kind::Busy => ExitStatus::Failed,
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_not_to_start_has_its_own_exit_code() {
+        let table = [
+            (Kind::Startup, 1),
+            (Kind::InvalidArgument, 3),
+            (Kind::AddressInUse, 4),
+            (Kind::DataFolder, 5),
+            (Kind::Locked, 6),
+            (Kind::NoRing, 7),
+            (Kind::NoSpace, 8),
+        ];
+        for (kind, code) in table {
+            let failure = Failure::from(Error::new(kind, "the engine cannot start"));
+            assert_eq!(failure.code as u8, code, "{kind:?}");
+            assert!(failure.message.starts_with("the engine cannot start"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn no_ring_comes_with_its_reason() {
+        let error = Error::new(Kind::NoRing, "no ring can be set up");
+        let message = Failure::from(error).message;
+        assert!(message.len() > "no ring can be set up: ; ".len(), "{message}");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_failing_one() {
+        let code = |errno| Failure::from(Error::device("write of segment 7", errno)).code;
+        assert_eq!(code(rustix::io::Errno::NOSPC), ExitStatus::NoSpace);
+        assert_eq!(code(rustix::io::Errno::IO), ExitStatus::Failed);
     }
 }

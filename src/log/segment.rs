@@ -1,0 +1,440 @@
+//! Segments: the files that blocks lie in, how they are prepared ahead of need, and how they are used again.
+//!
+//! A [`Keeper`] (one per core) keeps a few segments prepared, so that a log never waits for one: each is there in
+//! full length, its blocks are initialised (so that writing them changes no metadata), and its header with a new
+//! epoch is on stable storage. A [`Segment`] that nobody refers to any more, neither an object nor a reader,
+//! goes back to the [`Space`] that all keepers draw from before they make a new file.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::format::{ALIGNMENT, SEGMENT_HEADER_LENGTH, SegmentHeader};
+use crate::error::{Error, Kind, Result};
+use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Region};
+use crate::runtime::{Core, Sender, channel};
+
+/// A segment in use: active or filled. Shared by all who refer to bytes in it.
+pub struct Segment {
+    number: u64,
+    epoch: u64,
+    file: Arc<Descriptor>,
+    /// A failed segment is kept as it is: it is never used again.
+    retired: AtomicBool,
+    /// Segments with what says that records in this one are deleted: not used again before this one is.
+    keeps: Mutex<Vec<Arc<Segment>>>,
+    space: Arc<Space>,
+}
+
+impl Segment {
+    pub(super) fn new(number: u64, epoch: u64, file: Arc<Descriptor>, space: Arc<Space>) -> Arc<Segment> {
+        Arc::new(Segment { number, epoch, file, retired: AtomicBool::new(false), keeps: Mutex::default(), space })
+    }
+
+    /// The segment's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Which use of the file this is.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The file, for reading through the page cache.
+    pub fn file(&self) -> &Arc<Descriptor> {
+        &self.file
+    }
+
+    /// Says that `later` holds the deletion of records in this segment, so that it must stay as long as they could
+    /// be found here.
+    ///
+    /// The deletion is logged by the core that wrote the records, so `later` is never an earlier segment of that
+    /// log, and no circle of segments that keep each other comes about.
+    pub fn keep(&self, later: &Arc<Segment>) {
+        if later.epoch != self.epoch {
+            let mut keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
+            if !keeps.iter().any(|kept| kept.epoch == later.epoch) {
+                keeps.push(later.clone());
+            }
+        }
+    }
+
+    /// Keeps the segment from ever being used again.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        if !self.retired.load(Ordering::Relaxed) {
+            let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
+            self.space.give_back(Empty { number: self.number, file: Some(self.file.clone()), keeps });
+        }
+    }
+}
+
+/// What a store knows about the room for its segments.
+#[derive(Clone, Debug)]
+pub struct SpaceSettings {
+    /// The folder of the segments.
+    pub folder: PathBuf,
+    /// The store's number.
+    pub store: u64,
+    /// The length of a segment in bytes.
+    pub segment_bytes: u64,
+    /// Whether the file system takes `O_DIRECT`.
+    pub direct: bool,
+    /// How many segments each keeper keeps prepared.
+    pub spare_segments: usize,
+}
+
+/// A segment in which nothing is alive.
+#[derive(Default)]
+pub struct Empty {
+    /// Its number.
+    pub number: u64,
+    /// The file, if it is open for reading.
+    pub file: Option<Arc<Descriptor>>,
+    /// What must stay until its header is written anew.
+    pub keeps: Vec<Arc<Segment>>,
+}
+
+/// The segments of a store that hold nothing, and the numbers for new ones. Shared by all cores; touched when a
+/// segment changes hands, never on the data path.
+pub struct Space {
+    settings: SpaceSettings,
+    next_number: AtomicU64,
+    next_epoch: AtomicU64,
+    free: Mutex<Vec<Empty>>,
+    keepers: Mutex<Vec<Sender<()>>>,
+}
+
+impl Space {
+    /// The room of a store that has no segments yet.
+    pub fn new(settings: SpaceSettings) -> Arc<Space> {
+        Arc::new(Space {
+            settings,
+            next_number: AtomicU64::new(1),
+            next_epoch: AtomicU64::new(1),
+            free: Mutex::default(),
+            keepers: Mutex::default(),
+        })
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &SpaceSettings {
+        &self.settings
+    }
+
+    /// Where the segment with this number is.
+    pub fn path(folder: &Path, number: u64) -> PathBuf {
+        folder.join(format!("{number:012}.segment"))
+    }
+
+    /// Goes on behind these numbers and epochs, which were found in use.
+    pub(super) fn resume_after(&self, number: u64, epoch: u64) {
+        self.next_number.fetch_max(number + 1, Ordering::Relaxed);
+        self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
+    }
+
+    /// Takes a file in which nothing is alive any more.
+    pub fn give_back(&self, empty: Empty) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+        for keeper in self.keepers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            keeper.send(());
+        }
+    }
+
+    /// How many segments hold nothing and are not prepared.
+    pub fn free_segments(&self) -> usize {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// How many numbers were given: the segments that exist.
+    pub fn segments(&self) -> u64 {
+        self.next_number.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    fn take_free(&self) -> Option<Empty> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+/// A segment with its header on disk, ready to be written.
+pub(super) struct Prepared {
+    pub segment: Arc<Segment>,
+    pub writing: Arc<Descriptor>,
+}
+
+/// Keeps segments prepared for one core's log.
+pub struct Keeper {
+    core: Rc<Core>,
+    space: Arc<Space>,
+    prepared: RefCell<VecDeque<Prepared>>,
+    /// Why the last attempt to prepare a segment failed, until one succeeds.
+    trouble: RefCell<Option<Error>>,
+    /// Whether this keeper has made a segment since the start.
+    begun: Cell<bool>,
+    work: Sender<()>,
+    on_prepared: RefCell<Option<Rc<dyn Fn()>>>,
+    zeroes: RefCell<Option<Region>>,
+}
+
+impl Keeper {
+    /// A keeper that works on `core` until the returned task is dropped.
+    pub fn start(core: &Rc<Core>, space: &Arc<Space>) -> (Rc<Keeper>, crate::runtime::Task<()>) {
+        let (work, mut orders) = channel();
+        space.keepers.lock().unwrap_or_else(PoisonError::into_inner).push(work.clone());
+        let keeper = Rc::new(Keeper {
+            core: core.clone(),
+            space: space.clone(),
+            prepared: RefCell::default(),
+            trouble: RefCell::default(),
+            begun: Cell::new(false),
+            work,
+            on_prepared: RefCell::default(),
+            zeroes: RefCell::default(),
+        });
+        keeper.work.send(());
+        let working = keeper.clone();
+        let task = core.spawn(async move {
+            while orders.receive().await.is_some() {
+                while orders.try_receive().is_some() {}
+                working.fill_up().await;
+            }
+        });
+        (keeper, task)
+    }
+
+    /// How many segments are prepared.
+    pub fn prepared(&self) -> usize {
+        self.prepared.borrow().len()
+    }
+
+    /// The length of a segment in bytes.
+    pub fn segment_bytes(&self) -> u64 {
+        self.space.settings.segment_bytes
+    }
+
+    /// The store's number.
+    pub fn store(&self) -> u64 {
+        self.space.settings.store
+    }
+
+    /// Why no segment can be prepared, if so.
+    pub fn trouble(&self) -> Option<Error> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Takes a prepared segment and orders the next one.
+    pub(super) fn take(&self) -> Option<Prepared> {
+        let prepared = self.prepared.borrow_mut().pop_front();
+        self.work.send(());
+        prepared
+    }
+
+    /// Asks for another attempt where the last one failed.
+    pub(super) fn try_again(&self) {
+        self.work.send(());
+    }
+
+    /// Sets what is called when a segment has been prepared, or could not be.
+    pub(super) fn on_prepared(&self, notify: Rc<dyn Fn()>) {
+        *self.on_prepared.borrow_mut() = Some(notify);
+    }
+
+    async fn fill_up(&self) {
+        let wanted = self.space.settings.spare_segments.max(1);
+        while self.prepared() < wanted {
+            let outcome = self.prepare().await;
+            let failed = outcome.is_err();
+            match outcome {
+                Ok(prepared) => {
+                    self.prepared.borrow_mut().push_back(prepared);
+                    *self.trouble.borrow_mut() = None;
+                }
+                Err(error) => {
+                    if self.trouble.borrow().is_none() {
+                        tracing::warn!(%error, "no further segment can be prepared");
+                    }
+                    *self.trouble.borrow_mut() = Some(error);
+                }
+            }
+            let notify = self.on_prepared.borrow().clone();
+            if let Some(notify) = notify {
+                notify();
+            }
+            if failed {
+                return;
+            }
+        }
+    }
+
+    async fn prepare(&self) -> Result<Prepared> {
+        let settings = &self.space.settings;
+        let (empty, fresh) = match self.space.take_free() {
+            Some(empty) => (empty, false),
+            None => {
+                let number = self.space.next_number.fetch_add(1, Ordering::Relaxed);
+                (Empty { number, ..Empty::default() }, true)
+            }
+        };
+        match self.prepare_file(empty.number, empty.file.clone(), fresh).await {
+            // From here on `empty.keeps` may go: the records that it speaks of are gone.
+            Ok(prepared) => Ok(prepared),
+            Err((what, errno)) => {
+                let path = Space::path(&settings.folder, empty.number);
+                // What exists of it can be used when there is room again.
+                self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+                Err(Error::device(format!("{what} segment {}", path.display()), errno))
+            }
+        }
+    }
+
+    async fn prepare_file(
+        &self,
+        number: u64,
+        reading: Option<Arc<Descriptor>>,
+        fresh: bool,
+    ) -> std::result::Result<Prepared, (&'static str, Errno)> {
+        let settings = &self.space.settings;
+        let path = Space::path(&settings.folder, number);
+        let mode = if settings.direct { OpenMode::WriteDirect } else { OpenMode::WriteBuffered };
+        let writing = self.core.open(&path, mode).await.map_err(|errno| ("cannot open", errno))?;
+        // Held until the last write of this process is done, even if the process is killed: the next one waits.
+        lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
+        // A file that a failed attempt left may be too short.
+        let is_whole = |file: &Descriptor| {
+            rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size as u64 == settings.segment_bytes)
+        };
+        if fresh || !is_whole(&writing) {
+            self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
+            let folder =
+                self.core.open(&settings.folder, OpenMode::Read).await.map_err(|errno| ("cannot open", errno))?;
+            self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
+        }
+        let reading = match reading {
+            Some(reading) => reading,
+            None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
+        };
+        let epoch = self.space.next_epoch.fetch_add(1, Ordering::Relaxed);
+        let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
+        let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
+        let written = self.core.write(&writing, None, 0, region, true).await;
+        written.map_err(|errno| ("cannot write the header of", errno))?;
+        let segment = Segment::new(number, epoch, reading, self.space.clone());
+        Ok(Prepared { segment, writing })
+    }
+
+    /// Gives a new file its full length and initialised blocks. The very first segment of a run is used at once,
+    /// its blocks not initialised: nobody should wait for it.
+    async fn initialise(&self, file: &Arc<Descriptor>) -> std::result::Result<(), Errno> {
+        let length = self.space.settings.segment_bytes;
+        let in_a_hurry = !self.begun.replace(true);
+        if !in_a_hurry && self.core.allocate(file, length, Allocation::WriteZeroes).await.is_ok() {
+            return self.core.sync(file).await;
+        }
+        match self.core.allocate(file, length, Allocation::Reserve).await {
+            // The file system cannot reserve (as on some network ones): writing the zeroes does it.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+        if !in_a_hurry {
+            let zeroes = self.zeroes()?;
+            let mut position = 0;
+            while position < length {
+                let count = (length - position).min(zeroes.len() as u64) as usize;
+                self.core.write(file, None, position, zeroes.slice(0..count), false).await?;
+                position += count as u64;
+            }
+        }
+        self.core.sync(file).await
+    }
+
+    fn zeroes(&self) -> std::result::Result<Region, Errno> {
+        if let Some(zeroes) = &*self.zeroes.borrow() {
+            return Ok(zeroes.clone());
+        }
+        let zeroes = zeroed_region(1 << 20)?;
+        *self.zeroes.borrow_mut() = Some(zeroes.clone());
+        Ok(zeroes)
+    }
+}
+
+/// Opens a segment for reading: no readahead, which could reach what is not written yet.
+pub(super) async fn open_for_reading(
+    core: &Core,
+    path: &Path,
+) -> std::result::Result<Arc<Descriptor>, Errno> {
+    let file = core.open(path, OpenMode::Read).await?;
+    rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::Random)?;
+    Ok(file)
+}
+
+/// Takes the lock of a segment, waiting a moment for an earlier process to be gone: the kernel holds the file, and
+/// with it the lock, until the last write of a killed process is done.
+pub(super) async fn lock(core: &Rc<Core>, file: &Descriptor) -> std::result::Result<(), Errno> {
+    for _ in 0..100 {
+        match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => core.sleep(Duration::from_millis(10)).await,
+            other => return other,
+        }
+    }
+    Err(Errno::WOULDBLOCK)
+}
+
+fn zeroed_region(length: usize) -> std::result::Result<Region, Errno> {
+    let arena = Arena::new(1, length)?;
+    let mut fill = arena.take().ok_or(Errno::NOMEM)?;
+    Ok(fill.commit(length))
+}
+
+fn header_region(header: &SegmentHeader) -> std::result::Result<Region, Errno> {
+    let arena = Arena::new(1, SEGMENT_HEADER_LENGTH.next_multiple_of(ALIGNMENT))?;
+    let mut fill = arena.take().ok_or(Errno::NOMEM)?;
+    header.encode(fill.space());
+    Ok(fill.commit(SEGMENT_HEADER_LENGTH))
+}
+
+/// How long segments are on a disk of this size: a small part of it, so that the defaults work on any.
+pub fn segment_bytes_for(disk_bytes: u64) -> u64 {
+    const SMALLEST: u64 = 4 << 20;
+    const LARGEST: u64 = 256 << 20;
+    let share = (disk_bytes / 256).clamp(SMALLEST, LARGEST);
+    1 << share.ilog2()
+}
+
+/// Refuses a segment length that the format cannot have.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`].
+pub fn check_segment_bytes(segment_bytes: u64) -> Result<()> {
+    if segment_bytes < 2 << 20 || !segment_bytes.is_multiple_of(ALIGNMENT as u64) || segment_bytes > 1 << 30 {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            "a segment is between 2 MiB and 1 GiB long, and a multiple of 4096 bytes",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_suit_their_disk() {
+        assert_eq!(segment_bytes_for(128 << 20), 4 << 20);
+        assert_eq!(segment_bytes_for(10 << 30), 32 << 20);
+        assert_eq!(segment_bytes_for(100 << 40), 256 << 20);
+        assert_eq!(segment_bytes_for(0), 4 << 20);
+    }
+}

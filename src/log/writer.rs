@@ -1,0 +1,801 @@
+//! The writing side of one core's log: the open block, the blocks in flight, and group commit.
+//!
+//! ```text
+//!   append ──▶ open block ──close──▶ in flight ──written──▶ durable, in log order ──▶ sink, waiters
+//!              (one piece of the     (several)
+//!               arena at a time)
+//! ```
+//!
+//! A block that could not be written is still in memory: it and all blocks behind it are written again, in
+//! order, to a fresh segment under a new term, and the failed segment is retired. When that is not possible
+//! either, the log has failed for good: every append and every wait answers the error.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::format::{
+    ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RECORD_HEADER_LENGTH, RecordHeader, SEGMENT_HEADER_LENGTH,
+    record_length,
+};
+use super::segment::{Keeper, Prepared, Segment};
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::metrics::CoreMetrics;
+use crate::ring::{Arena, Descriptor, Fill, Region, WeakRegion};
+use crate::runtime::{Core, Task, yield_now};
+
+/// A block is not begun where less than this is left of its piece or segment.
+const BLOCK_LENGTH_MIN: usize = 2 * ALIGNMENT;
+/// A record is not begun where less than this is left for its payload, unless the payload fits.
+const PAYLOAD_ROOM_MIN: usize = 4096;
+/// Blocks in flight at most: what the device can do at once, and no more of the arena than that.
+const BLOCKS_IN_FLIGHT_MAX: usize = 16;
+
+/// Who learns what has become durable.
+pub trait Sink: 'static {
+    /// What an append leaves behind for the moment when it is durable.
+    type Note: 'static;
+
+    /// The record that left this note, and everything before it in the log, is on stable storage.
+    fn durable(&self, note: Self::Note, placement: Placement<'_>);
+
+    /// All notes of a block have been told.
+    fn block_done(&self);
+}
+
+/// Where the payload of a durable record lies.
+pub struct Placement<'a> {
+    /// The segment.
+    pub segment: &'a Arc<Segment>,
+    /// Where in the segment, in bytes.
+    pub position: u64,
+    /// How many bytes.
+    pub length: u32,
+    /// The same bytes in memory, as long as the arena keeps them.
+    pub hot: WeakRegion,
+    /// When the record was appended.
+    pub appended: Instant,
+}
+
+/// A record that is in the log, though not yet durable.
+#[derive(Clone, Copy, Debug)]
+pub struct Appended {
+    /// The block that it is in.
+    pub sequence: u64,
+    /// How many bytes of payload it has.
+    pub length: usize,
+}
+
+/// How a log is set up.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// The number of the log: its core's.
+    pub log: u16,
+    /// The longest block in bytes, a multiple of 4096.
+    pub block_bytes: usize,
+    /// Whether a block is written through to stable storage before it counts as durable.
+    pub durable: bool,
+    /// The sequence of the first block: recovery says which.
+    pub next_sequence: u64,
+    /// The term that begins: recovery says which.
+    pub term: u32,
+}
+
+/// What a log is doing, for metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogState {
+    /// Blocks written and not yet durable.
+    pub blocks_in_flight: usize,
+    /// Their bytes.
+    pub bytes_in_flight: usize,
+}
+
+/// One core's log.
+pub struct Log<S: Sink> {
+    core: Rc<Core>,
+    settings: LogSettings,
+    arena: Arena,
+    keeper: Rc<Keeper>,
+    metrics: Rc<CoreMetrics>,
+    sink: RefCell<Weak<S>>,
+    state: RefCell<State<S::Note>>,
+    myself: Weak<Log<S>>,
+}
+
+struct State<N> {
+    active: Option<Active>,
+    /// The piece that blocks are being built in; the open block begins at its uncommitted part.
+    piece: Option<Fill>,
+    /// Full pieces, oldest first, kept so that followers find their bytes in memory.
+    recent: VecDeque<Region>,
+    open: Option<OpenBlock<N>>,
+    in_flight: VecDeque<Flying<N>>,
+    bytes_in_flight: usize,
+    next_sequence: u64,
+    durable_sequence: u64,
+    term: u32,
+    term_start: u64,
+    /// Segments that were begun after a failure, kept as long as the log: their term voids what the failed
+    /// segment may still hold.
+    pinned: Vec<Arc<Segment>>,
+    waiting_for_durable: BTreeMap<(u64, u64), Waker>,
+    waiting_for_room: Vec<Waker>,
+    waits: u64,
+    flusher: Option<Waker>,
+    flusher_wanted: bool,
+    recovering: bool,
+    failed: Option<Error>,
+    spare_notes: Vec<Vec<Noted<N>>>,
+}
+
+struct Active {
+    segment: Arc<Segment>,
+    writing: Arc<Descriptor>,
+    place: Option<u32>,
+    position: u64,
+    in_flight: usize,
+}
+
+struct OpenBlock<N> {
+    /// How long it may become.
+    limit: usize,
+    used: usize,
+    records: u32,
+    notes: Vec<Noted<N>>,
+}
+
+struct Noted<N> {
+    note: N,
+    /// Where the payload lies in the block.
+    payload: Range<u32>,
+    appended: Instant,
+}
+
+struct Flying<N> {
+    sequence: u64,
+    region: Region,
+    /// Length without padding.
+    length: usize,
+    segment: Arc<Segment>,
+    position: u64,
+    notes: Vec<Noted<N>>,
+    outcome: Option<std::result::Result<(), Errno>>,
+    submitted: Instant,
+}
+
+impl<S: Sink> Log<S> {
+    /// Starts the log of `core`. Blocks are built in `arena` and written to segments of `keeper`, until the
+    /// returned task is dropped.
+    pub fn start(
+        core: &Rc<Core>,
+        settings: LogSettings,
+        arena: Arena,
+        keeper: Rc<Keeper>,
+        metrics: Rc<CoreMetrics>,
+    ) -> (Rc<Log<S>>, Task<()>) {
+        assert!(settings.block_bytes <= arena.piece_length() && settings.block_bytes >= BLOCK_LENGTH_MIN);
+        let log = Rc::new_cyclic(|myself| Log {
+            core: core.clone(),
+            arena,
+            keeper: keeper.clone(),
+            metrics,
+            sink: RefCell::new(Weak::new()),
+            state: RefCell::new(State {
+                active: None,
+                piece: None,
+                recent: VecDeque::new(),
+                open: None,
+                in_flight: VecDeque::new(),
+                bytes_in_flight: 0,
+                next_sequence: settings.next_sequence,
+                durable_sequence: settings.next_sequence,
+                term: settings.term,
+                term_start: settings.next_sequence,
+                pinned: Vec::new(),
+                waiting_for_durable: BTreeMap::new(),
+                waiting_for_room: Vec::new(),
+                waits: 0,
+                flusher: None,
+                flusher_wanted: false,
+                recovering: false,
+                failed: None,
+                spare_notes: Vec::new(),
+            }),
+            settings,
+            myself: myself.clone(),
+        });
+        let noticing = Rc::downgrade(&log);
+        keeper.on_prepared(Rc::new(move || {
+            if let Some(log) = noticing.upgrade() {
+                log.wake_room();
+            }
+        }));
+        let flusher = core.spawn(flush_when_idle(Rc::downgrade(&log)));
+        (log, flusher)
+    }
+
+    /// Sets who learns what has become durable.
+    pub fn set_sink(&self, sink: &Rc<S>) {
+        *self.sink.borrow_mut() = Rc::downgrade(sink);
+    }
+
+    /// Puts one record into the open block, without waiting.
+    ///
+    /// `fill` gets the room for the payload, between 1 and `wanted` bytes of it, and says how many it has written
+    /// there: bytes from a socket come straight to their place. Zero means that nothing is appended. `header` and
+    /// `note` are then called with that length. None: there is no room now; [`Log::room`] waits for it. With
+    /// `whole`, less room than `wanted` counts as none.
+    ///
+    /// # Errors
+    /// The log's own failure, or what `fill` says; then nothing is appended.
+    pub fn append<E: From<Error>>(
+        &self,
+        wanted: usize,
+        whole: bool,
+        fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
+        describe: impl FnOnce(usize) -> (RecordHeader, S::Note),
+    ) -> std::result::Result<Option<Appended>, E> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        if let Some(error) = &state.failed {
+            return Err(error.clone().into());
+        }
+        let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
+        if !self.ensure_open(state, least) {
+            return Ok(None);
+        }
+        let (Some(open), Some(piece)) = (&mut state.open, &mut state.piece) else { return Ok(None) };
+        let start = open.used + RECORD_HEADER_LENGTH;
+        let end = open.limit.min(start + wanted);
+        let space = piece.space();
+        let length = fill(&mut space[start..end])?;
+        assert!(length <= end - start, "more was filled in than there was room for");
+        if length == 0 && wanted > 0 {
+            return Ok(Some(Appended { sequence: state.next_sequence, length }));
+        }
+        let (header, note) = describe(length);
+        header.encode(&mut space[open.used..start + length]);
+        open.used += record_length(length);
+        space[start + length..open.used].fill(0);
+        open.records += 1;
+        self.metrics.records.increment();
+        open.notes.push(Noted {
+            note,
+            payload: start as u32..(start + length) as u32,
+            appended: self.core.precise_now(),
+        });
+        let appended = Appended { sequence: state.next_sequence, length };
+        if open.limit < open.used + record_length(PAYLOAD_ROOM_MIN) {
+            self.close_block(state);
+        } else if state.in_flight.is_empty() {
+            state.flusher_wanted = true;
+            if let Some(flusher) = state.flusher.take() {
+                flusher.wake();
+            }
+        }
+        Ok(Some(appended))
+    }
+
+    /// The longest payload that a record can have and still be sure to find room in one block.
+    pub fn payload_length_max(&self) -> usize {
+        self.settings.block_bytes - BLOCK_HEADER_LENGTH - RECORD_HEADER_LENGTH
+    }
+
+    /// Waits until an append of `wanted` bytes (a smaller part of it unless `whole`) may find room. Dropping the
+    /// future changes nothing.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`] when no segment can be had; the log's own failure.
+    pub async fn room(&self, _context: &Context, wanted: usize, whole: bool) -> Result<()> {
+        let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
+        let mut asked_again = false;
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if let Some(error) = &state.failed {
+                return Poll::Ready(Err(error.clone()));
+            }
+            if self.ensure_open(&mut state, least) {
+                return Poll::Ready(Ok(()));
+            }
+            if state.active.is_none() && self.keeper.prepared() == 0 {
+                match self.keeper.trouble() {
+                    Some(error) if asked_again => return Poll::Ready(Err(error)),
+                    Some(_) => {
+                        asked_again = true;
+                        self.keeper.try_again();
+                    }
+                    None => {}
+                }
+            }
+            state.waiting_for_room.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits until the block with this sequence, and all before it, are on stable storage. Dropping the future
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// The log's own failure.
+    pub async fn acknowledged(&self, _context: &Context, sequence: u64) -> Result<()> {
+        let mut registration = Registration { log: self, key: None };
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if state.durable_sequence > sequence {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = &state.failed {
+                return Poll::Ready(Err(error.clone()));
+            }
+            let key = *registration.key.get_or_insert_with(|| {
+                state.waits += 1;
+                (sequence, state.waits)
+            });
+            let former = state.waiting_for_durable.insert(key, context.waker().clone());
+            drop(state);
+            drop(former);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// What the log is doing.
+    pub fn state(&self) -> LogState {
+        let state = self.state.borrow();
+        LogState { blocks_in_flight: state.in_flight.len(), bytes_in_flight: state.bytes_in_flight }
+    }
+
+    /// Whether the log has a segment that it writes to.
+    pub fn has_active_segment(&self) -> bool {
+        self.state.borrow().active.is_some()
+    }
+
+    /// The log's failure, if it has failed for good.
+    pub fn failure(&self) -> Option<Error> {
+        self.state.borrow().failed.clone()
+    }
+
+    /// Writes what is open and waits until everything that was appended is on stable storage.
+    ///
+    /// # Errors
+    /// The log's own failure.
+    pub async fn flush(&self, context: &Context) -> Result<()> {
+        let last = {
+            let mut state = self.state.borrow_mut();
+            let has_records = state.open.as_ref().is_some_and(|open| open.records > 0);
+            if has_records && !state.recovering && state.failed.is_none() {
+                self.close_block(&mut state);
+            }
+            state.next_sequence.checked_sub(1)
+        };
+        match last {
+            Some(last) if last >= self.settings.next_sequence => self.acknowledged(context, last).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a record with this much payload fits into the open block, after opening one if need be.
+    fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> bool {
+        let fits = |open: &OpenBlock<S::Note>| open.used + record_length(least) <= open.limit;
+        if state.recovering {
+            return false;
+        }
+        if state.open.as_ref().is_some_and(fits) {
+            return true;
+        }
+        if state.open.as_ref().is_some_and(|open| open.records > 0) {
+            if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
+                return false;
+            }
+            self.close_block(state);
+        }
+        let length = BLOCK_HEADER_LENGTH + record_length(least);
+        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN))
+    }
+
+    fn open_block(&self, state: &mut State<S::Note>, length: usize) -> bool {
+        assert!(state.open.as_ref().is_none_or(|open| open.records == 0));
+        state.open = None;
+        let segment_bytes = self.keeper.segment_bytes();
+        let room = |active: &Active| (segment_bytes - active.position) as usize;
+        if state.active.as_ref().is_none_or(|active| room(active) < length) && !self.next_segment(state) {
+            return false;
+        }
+        if state.piece.as_ref().is_none_or(|piece| piece.remaining() < length) && !self.next_piece(state) {
+            return false;
+        }
+        let (Some(active), Some(piece)) = (&state.active, &state.piece) else { return false };
+        let limit = self.settings.block_bytes.min(piece.remaining()).min(room(active));
+        let notes = state.spare_notes.pop().unwrap_or_default();
+        state.open = Some(OpenBlock { limit, used: BLOCK_HEADER_LENGTH, records: 0, notes });
+        true
+    }
+
+    fn next_segment(&self, state: &mut State<S::Note>) -> bool {
+        let Some(prepared) = self.keeper.take() else { return false };
+        if let Some(former) = state.active.replace(self.activate(prepared))
+            && former.in_flight == 0
+        {
+            self.leave(former.place);
+        }
+        true
+    }
+
+    fn activate(&self, prepared: Prepared) -> Active {
+        Active {
+            place: self.core.ring().register_file(&prepared.writing),
+            segment: prepared.segment,
+            writing: prepared.writing,
+            position: SEGMENT_HEADER_LENGTH as u64,
+            in_flight: 0,
+        }
+    }
+
+    fn leave(&self, place: Option<u32>) {
+        if let Some(place) = place {
+            self.core.ring().unregister_file(place);
+        }
+    }
+
+    fn next_piece(&self, state: &mut State<S::Note>) -> bool {
+        if let Some(mut full) = state.piece.take() {
+            let region = full.commit(0);
+            state.recent.push_back(region);
+        }
+        loop {
+            if let Some(piece) = self.arena.take() {
+                state.piece = Some(piece);
+                return true;
+            }
+            // The oldest piece is free once its blocks are durable and nobody is sending from it.
+            if state.recent.pop_front().is_none() {
+                return false;
+            }
+        }
+    }
+
+    /// Closes the open block and has it written.
+    fn close_block(&self, state: &mut State<S::Note>) {
+        let (Some(open), Some(piece), Some(active)) = (state.open.take(), &mut state.piece, &mut state.active)
+        else {
+            unreachable!("only an open block is closed");
+        };
+        assert!(open.records > 0, "an empty block is not written");
+        let padded = open.used.next_multiple_of(ALIGNMENT);
+        let header = BlockHeader {
+            store: self.keeper.store(),
+            epoch: active.segment.epoch(),
+            sequence: state.next_sequence,
+            durable: state.durable_sequence,
+            term_start: state.term_start,
+            term: state.term,
+            length: open.used as u32,
+            records: open.records,
+            log: self.settings.log,
+            position: active.position,
+        };
+        let space = piece.space();
+        header.encode(space);
+        space[open.used..padded].fill(0);
+        let region = piece.commit(padded);
+        let flying = Flying {
+            sequence: state.next_sequence,
+            region,
+            length: open.used,
+            segment: active.segment.clone(),
+            position: active.position,
+            notes: open.notes,
+            outcome: None,
+            submitted: self.core.precise_now(),
+        };
+        state.next_sequence += 1;
+        active.position += padded as u64;
+        active.in_flight += 1;
+        state.bytes_in_flight += padded;
+        let (writing, place) = (active.writing.clone(), active.place);
+        self.metrics.block_sizes.record(padded as u64);
+        self.metrics.blocks_in_flight.increment();
+        self.metrics.block_bytes_in_flight.add(padded as i64);
+        let write = write_block(self.myself.clone(), writing, place, &flying, self.settings.durable);
+        state.in_flight.push_back(flying);
+        self.core.spawn(write).detach();
+    }
+
+    fn written(&self, sequence: u64, outcome: std::result::Result<(), Errno>, place: Option<u32>) {
+        let mut state = self.state.borrow_mut();
+        let now = self.core.precise_now();
+        let Some(first) = state.in_flight.front().map(|flying| flying.sequence) else { return };
+        let flying = &mut state.in_flight[(sequence - first) as usize];
+        self.metrics.block_write.record(now.saturating_duration_since(flying.submitted));
+        self.metrics.blocks_in_flight.decrement();
+        self.metrics.block_bytes_in_flight.add(-(flying.region.len() as i64));
+        if let Err(errno) = outcome {
+            self.metrics.block_write_failures.increment();
+            tracing::error!(segment = flying.segment.number(), sequence, %errno, "a block could not be written");
+        }
+        flying.outcome = Some(outcome);
+        let segment = flying.segment.clone();
+        match &mut state.active {
+            Some(active) if active.segment.number() == segment.number() => active.in_flight -= 1,
+            // The last write to a segment that is full gives its fixed place back.
+            _ => {
+                let others = state.in_flight.iter().any(|other| {
+                    other.segment.number() == segment.number() && other.outcome.is_none()
+                });
+                if !others {
+                    self.leave(place);
+                }
+            }
+        }
+        drop(state);
+        self.advance();
+    }
+
+    /// Tells the sink, in log order, what has become durable, and goes on.
+    fn advance(&self) {
+        let sink = self.sink.borrow().upgrade();
+        loop {
+            let mut state = self.state.borrow_mut();
+            match state.in_flight.front().and_then(|flying| flying.outcome) {
+                Some(Ok(())) => {}
+                Some(Err(_)) => {
+                    self.begin_recovery(&mut state);
+                    return;
+                }
+                None => break,
+            }
+            let Some(flying) = state.in_flight.pop_front() else { break };
+            state.bytes_in_flight -= flying.region.len();
+            state.durable_sequence = flying.sequence + 1;
+            let later = state.waiting_for_durable.split_off(&(flying.sequence + 1, 0));
+            let acknowledged = std::mem::replace(&mut state.waiting_for_durable, later);
+            drop(state); // the sink and the waiters may append
+            let mut notes = flying.notes;
+            if let Some(sink) = &sink {
+                for noted in notes.drain(..) {
+                    let payload = noted.payload.start as usize..noted.payload.end as usize;
+                    sink.durable(
+                        noted.note,
+                        Placement {
+                            segment: &flying.segment,
+                            position: flying.position + u64::from(noted.payload.start),
+                            length: noted.payload.end - noted.payload.start,
+                            hot: flying.region.slice(payload).downgrade(),
+                            appended: noted.appended,
+                        },
+                    );
+                }
+                sink.block_done();
+            }
+            notes.clear();
+            self.state.borrow_mut().spare_notes.push(notes);
+            for waker in acknowledged.into_values() {
+                waker.wake();
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        if state.in_flight.is_empty() && state.open.as_ref().is_some_and(|open| open.records > 0) {
+            state.flusher_wanted = true;
+            if let Some(flusher) = state.flusher.take() {
+                flusher.wake();
+            }
+        }
+        drop(state);
+        self.wake_room();
+    }
+
+    fn wake_room(&self) {
+        let waiting = std::mem::take(&mut self.state.borrow_mut().waiting_for_room);
+        for waker in waiting {
+            waker.wake();
+        }
+    }
+
+    /// A block has failed: once nothing is in flight any more, it and all behind it are written again elsewhere.
+    fn begin_recovery(&self, state: &mut State<S::Note>) {
+        if state.in_flight.iter().any(|flying| flying.outcome.is_none()) {
+            return; // the last one to end comes back here
+        }
+        if !std::mem::replace(&mut state.recovering, true)
+            && let Some(log) = self.myself.upgrade()
+        {
+            self.core.spawn(async move { log.write_again().await }).detach();
+        }
+    }
+
+    async fn write_again(&self) {
+        let outcome = self.write_again_to_fresh_segments().await;
+        let mut state = self.state.borrow_mut();
+        state.recovering = false;
+        if let Err(error) = outcome {
+            tracing::error!(%error, "the log has failed: no segment can be written");
+            state.failed = Some(error);
+            let waiting = std::mem::take(&mut state.waiting_for_durable);
+            drop(state);
+            for waker in waiting.into_values() {
+                waker.wake();
+            }
+            self.wake_room();
+            return;
+        }
+        drop(state);
+        self.advance();
+    }
+
+    async fn write_again_to_fresh_segments(&self) -> Result<()> {
+        for _ in 0..3 {
+            let prepared = self.wait_for_segment().await?;
+            let mut active = self.activate(prepared);
+            let (blocks, term, term_start) = {
+                let mut state = self.state.borrow_mut();
+                for flying in &state.in_flight {
+                    flying.segment.retire();
+                }
+                if let Some(former) = state.active.take() {
+                    former.segment.retire();
+                    self.leave(former.place);
+                }
+                state.term += 1;
+                state.term_start = state.durable_sequence;
+                state.pinned.push(active.segment.clone());
+                let blocks: Vec<_> = state
+                    .in_flight
+                    .iter()
+                    .map(|flying| (flying.sequence, flying.region.clone(), flying.length))
+                    .collect();
+                (blocks, state.term, state.term_start)
+            };
+            let mut failed = false;
+            for (index, (sequence, region, length)) in blocks.into_iter().enumerate() {
+                if active.position + region.len() as u64 > self.keeper.segment_bytes() {
+                    let prepared = self.wait_for_segment().await?;
+                    let full = std::mem::replace(&mut active, self.activate(prepared));
+                    self.leave(full.place);
+                    self.state.borrow_mut().pinned.push(active.segment.clone());
+                }
+                let copy = restamped(&region, |header| BlockHeader {
+                    epoch: active.segment.epoch(),
+                    term,
+                    term_start,
+                    position: active.position,
+                    durable: header.durable.min(term_start),
+                    ..header
+                })?;
+                let written = self.core.write(&active.writing, active.place, active.position, copy, true).await;
+                if let Err(errno) = written {
+                    tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
+                    active.segment.retire();
+                    failed = true;
+                    break;
+                }
+                let mut state = self.state.borrow_mut();
+                let flying = &mut state.in_flight[index];
+                assert_eq!((flying.sequence, flying.length), (sequence, length));
+                flying.segment = active.segment.clone();
+                flying.position = active.position;
+                flying.outcome = Some(Ok(()));
+                active.position += region.len() as u64;
+            }
+            if !failed {
+                let mut state = self.state.borrow_mut();
+                let open = state.open.take();
+                state.active = Some(active);
+                // The open block was limited by the former segment; it fits into the new one or is closed early.
+                state.open = open;
+                let used = state.active.as_ref().map_or(0, |active| active.position);
+                let room = (self.keeper.segment_bytes() - used) as usize;
+                match &mut state.open {
+                    Some(open) if open.used.next_multiple_of(ALIGNMENT) > room => {
+                        drop(state);
+                        let prepared = self.wait_for_segment().await?;
+                        let active = self.activate(prepared);
+                        self.state.borrow_mut().active = Some(active);
+                    }
+                    Some(open) => open.limit = open.limit.min(room),
+                    None => {}
+                }
+                return Ok(());
+            }
+            // What was rewritten so far is rewritten once more, in order.
+            for flying in &mut self.state.borrow_mut().in_flight {
+                flying.outcome = Some(Err(Errno::IO));
+            }
+        }
+        Err(Error::new(Kind::ReadOnly, "three segments in a row could not be written: the device fails"))
+    }
+
+    async fn wait_for_segment(&self) -> Result<Prepared> {
+        for _ in 0..200 {
+            if let Some(prepared) = self.keeper.take() {
+                return Ok(prepared);
+            }
+            if let Some(error) = self.keeper.trouble() {
+                return Err(error);
+            }
+            self.core.sleep(Duration::from_millis(50)).await;
+        }
+        Err(Error::new(Kind::ReadOnly, "no segment could be prepared within ten seconds"))
+    }
+}
+
+/// A copy of a block with another header.
+fn restamped(region: &Region, change: impl FnOnce(BlockHeader) -> BlockHeader) -> Result<Region> {
+    let no_memory = |errno| Error::device("no memory to write a block again", errno);
+    let arena = Arena::new(1, region.len()).map_err(no_memory)?;
+    let mut fill = arena.take().ok_or_else(|| no_memory(Errno::NOMEM))?;
+    fill.space().copy_from_slice(region);
+    let header = BlockHeader::decode(region)
+        .ok_or_else(|| Error::new(Kind::Damaged, "a block in memory has lost its header"))?;
+    change(header).encode(fill.space());
+    Ok(fill.commit(region.len()))
+}
+
+fn write_block<S: Sink>(
+    log: Weak<Log<S>>,
+    writing: Arc<Descriptor>,
+    place: Option<u32>,
+    flying: &Flying<S::Note>,
+    durable: bool,
+) -> impl Future<Output = ()> + 'static {
+    let (region, position, sequence) = (flying.region.clone(), flying.position, flying.sequence);
+    async move {
+        let Some(core) = log.upgrade().map(|log| log.core.clone()) else { return };
+        let outcome = core.write(&writing, place, position, region, durable).await;
+        if let Some(log) = log.upgrade() {
+            log.written(sequence, outcome, place);
+        }
+    }
+}
+
+/// Writes the open block whenever nothing is in flight, after every task that is ready has had its turn to add
+/// to it.
+async fn flush_when_idle<S: Sink>(log: Weak<Log<S>>) {
+    loop {
+        let waited = poll_fn(|context| {
+            let Some(log) = log.upgrade() else { return Poll::Ready(false) };
+            let mut state = log.state.borrow_mut();
+            if std::mem::take(&mut state.flusher_wanted) {
+                return Poll::Ready(true);
+            }
+            state.flusher = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        if !waited {
+            return;
+        }
+        yield_now().await;
+        let Some(log) = log.upgrade() else { return };
+        let mut state = log.state.borrow_mut();
+        if state.in_flight.is_empty()
+            && !state.recovering
+            && state.open.as_ref().is_some_and(|open| open.records > 0)
+        {
+            log.close_block(&mut state);
+        }
+    }
+}
+
+/// A wait for durability: leaves nothing behind when dropped.
+struct Registration<'a, S: Sink> {
+    log: &'a Log<S>,
+    key: Option<(u64, u64)>,
+}
+
+impl<S: Sink> Drop for Registration<'_, S> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let former = self.log.state.borrow_mut().waiting_for_durable.remove(&key);
+            drop(former);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Messages from any thread to one task.
+//!
+//! Unbounded and without a lock on the way in: who sends must itself be bounded (a message per interested core
+//! and commit; a call that waits for its answer). The receiver is woken once, however many messages come before
+//! it looks.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use crossbeam_queue::SegQueue;
+
+struct Shared<T> {
+    queue: SegQueue<T>,
+    /// The receiver has found the queue empty and left its waker.
+    waiting: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+    senders: AtomicUsize,
+    received: AtomicBool,
+}
+
+/// Sends to the one receiver. Clones send to the same.
+pub struct Sender<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// Receives what the senders send.
+pub struct Receiver<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// A channel without bound.
+pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
+    let shared = Arc::new(Shared {
+        queue: SegQueue::new(),
+        waiting: AtomicBool::new(false),
+        waker: Mutex::new(None),
+        senders: AtomicUsize::new(1),
+        received: AtomicBool::new(true),
+    });
+    (Sender { shared: shared.clone() }, Receiver { shared })
+}
+
+impl<T> Shared<T> {
+    fn wake(&self) {
+        if self.waiting.swap(false, Ordering::SeqCst) {
+            let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl<T> Sender<T> {
+    /// Sends a message. It is dropped where the receiver is gone.
+    pub fn send(&self, message: T) {
+        if self.shared.received.load(Ordering::Acquire) {
+            self.shared.queue.push(message);
+            self.shared.wake();
+        }
+    }
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Sender<T> {
+        self.shared.senders.fetch_add(1, Ordering::Relaxed);
+        Sender { shared: self.shared.clone() }
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        if self.shared.senders.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.wake();
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    /// The next message, if one is there.
+    pub fn try_receive(&mut self) -> Option<T> {
+        self.shared.queue.pop()
+    }
+
+    /// The next message; None when all senders are gone. Dropping the future loses no message.
+    pub async fn receive(&mut self) -> Option<T> {
+        poll_fn(|context| {
+            if let Some(message) = self.shared.queue.pop() {
+                return Poll::Ready(Some(message));
+            }
+            *self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
+            self.shared.waiting.store(true, Ordering::SeqCst);
+            // Once more: a message may have come before `waiting` could be seen.
+            match self.shared.queue.pop() {
+                Some(message) => Poll::Ready(Some(message)),
+                None if self.shared.senders.load(Ordering::SeqCst) == 0 => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        self.shared.received.store(false, Ordering::Release);
+        while self.shared.queue.pop().is_some() {}
+    }
+}

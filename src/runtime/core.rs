@@ -1,0 +1,485 @@
+//! The loop of one core, and the way into it from other threads.
+//!
+//! A turn of the loop: take what other threads have handed over, fire the timers that are due, run what is
+//! ready, then one `enter` that submits everything the tasks have started and, if nothing is ready, waits.
+//!
+//! Waking a core from outside: its mailbox is a queue; who pushes and finds the core asleep wakes it, by a
+//! message between rings if on a core itself, by an event descriptor otherwise. The core declares itself
+//! asleep before it looks at the queue for the last time, so either it sees what was pushed, or the other side
+//! sees that it sleeps.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use async_task::Runnable;
+use crossbeam_queue::SegQueue;
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::timer::{Elapsed, Sleep, Timers};
+use crate::ring::{Descriptor, Operation, Readiness, Ring, Wait, ring_bell};
+
+pub use async_task::Task;
+
+/// How many tasks run between two looks at the kernel.
+const TASKS_PER_TURN: usize = 128;
+
+/// One thread with one ring.
+pub struct Core {
+    index: usize,
+    ring: Rc<Ring>,
+    mailbox: Arc<Mailbox>,
+    ready: Rc<RefCell<VecDeque<Runnable>>>,
+    timers: RefCell<Timers>,
+    now: Cell<Instant>,
+    turns: Cell<u64>,
+}
+
+/// The mailboxes of all cores, in the order of their numbers.
+pub type Crew = Arc<[Arc<Mailbox>]>;
+
+/// The way into a core from other threads.
+pub struct Mailbox {
+    identity: u64,
+    handed_over: SegQueue<Runnable>,
+    asleep: AtomicBool,
+    bell: Arc<Descriptor>,
+    address: AtomicI32,
+    wakes: AtomicU64,
+}
+
+/// The core whose turn it is on this thread.
+struct Current {
+    identity: u64,
+    ready: Rc<RefCell<VecDeque<Runnable>>>,
+    ring: Rc<Ring>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+impl Mailbox {
+    /// A mailbox for a core that is to be started.
+    ///
+    /// # Errors
+    /// EMFILE, when the process has no descriptor left.
+    pub fn new() -> Result<Arc<Mailbox>, Errno> {
+        static IDENTITY: AtomicU64 = AtomicU64::new(1);
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Mailbox {
+            identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
+            handed_over: SegQueue::new(),
+            asleep: AtomicBool::new(false),
+            bell: Arc::new(Descriptor::from(bell)),
+            address: AtomicI32::new(-1),
+            wakes: AtomicU64::new(0),
+        }))
+    }
+
+    /// How often this core was woken from outside.
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
+    }
+
+    /// Puts a task where its core will run it; from any thread.
+    fn deliver(&self, runnable: Runnable) {
+        let foreign = CURRENT.with_borrow(|current| match current {
+            Some(current) if current.identity == self.identity => {
+                current.ready.borrow_mut().push_back(runnable);
+                None
+            }
+            Some(current) => Some((runnable, Some(current.ring.clone()))),
+            None => Some((runnable, None)),
+        });
+        let Some((runnable, ring)) = foreign else { return };
+        self.handed_over.push(runnable);
+        if !self.asleep.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+        let address = self.address.load(Ordering::Acquire);
+        match ring {
+            Some(ring) if address >= 0 => {
+                ring.start_detached(Operation::Message { address, bell: self.bell.clone() });
+            }
+            _ => ring_bell(&self.bell),
+        }
+    }
+}
+
+impl Core {
+    /// The core with this number, on the calling thread, over a ring and with its mailbox.
+    pub fn new(index: usize, ring: Rc<Ring>, mailbox: Arc<Mailbox>) -> Rc<Core> {
+        mailbox.address.store(ring.address(), Ordering::Release);
+        let now = ring.now();
+        Rc::new(Core {
+            index,
+            ring,
+            mailbox,
+            ready: Rc::default(),
+            timers: RefCell::default(),
+            now: Cell::new(now),
+            turns: Cell::new(0),
+        })
+    }
+
+    /// The core's number.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The core's ring.
+    pub fn ring(&self) -> &Rc<Ring> {
+        &self.ring
+    }
+
+    /// The time at the beginning of this turn.
+    pub fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// The time right now, for measuring latencies.
+    pub fn precise_now(&self) -> Instant {
+        self.ring.now()
+    }
+
+    /// How many turns the loop has made.
+    pub fn turns(&self) -> u64 {
+        self.turns.get()
+    }
+
+    /// How often this core was woken by other threads.
+    pub fn wakes(&self) -> u64 {
+        self.mailbox.wakes()
+    }
+
+    /// Runs a future on this core, beside the others. Dropping the task cancels it.
+    pub fn spawn<F>(self: &Rc<Core>, future: F) -> Task<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let mailbox = self.mailbox.clone();
+        let (runnable, task) = async_task::spawn_local(future, move |runnable| mailbox.deliver(runnable));
+        runnable.schedule();
+        task
+    }
+
+    /// Completes when this much time has passed. Dropping it takes its timer away.
+    pub fn sleep(self: &Rc<Core>, duration: Duration) -> Sleep {
+        self.sleep_until(self.now() + duration)
+    }
+
+    /// Completes at this time. Dropping it takes its timer away.
+    pub fn sleep_until(self: &Rc<Core>, deadline: Instant) -> Sleep {
+        Sleep::new(self.clone(), deadline)
+    }
+
+    /// Waits for a future for this long at most, then drops it.
+    ///
+    /// # Errors
+    /// [`Elapsed`] when the time was over first.
+    pub async fn timeout<F: Future>(
+        self: &Rc<Core>,
+        duration: Duration,
+        future: F,
+    ) -> Result<F::Output, Elapsed> {
+        match super::race(future, self.sleep(duration)).await {
+            super::Either::First(output) => Ok(output),
+            super::Either::Second(()) => Err(Elapsed),
+        }
+    }
+
+    pub(super) fn timers(&self) -> &RefCell<Timers> {
+        &self.timers
+    }
+
+    /// Runs the core until `main` is done; then cancels what is still in flight and drops what tasks are ready.
+    ///
+    /// # Errors
+    /// What leaves the ring unusable.
+    pub fn run<F: Future>(self: &Rc<Core>, main: F) -> Result<F::Output, Errno> {
+        let _current = Entered::new(self);
+        let doorman = self.spawn(listen_to_bell(self.clone()));
+        let mut main = pin!(main);
+        let main_waker = Arc::new(MainWaker { mailbox: self.mailbox.clone(), woken: AtomicBool::new(true) });
+        let waker = Waker::from(main_waker.clone());
+        let output = loop {
+            self.collect();
+            if main_waker.woken.swap(false, Ordering::AcqRel)
+                && let Poll::Ready(output) = main.as_mut().poll(&mut Context::from_waker(&waker))
+            {
+                break output;
+            }
+            self.run_ready();
+            let wait = self.may_wait(&main_waker.woken);
+            let outcome = self.ring.turn(wait);
+            self.mailbox.asleep.store(false, Ordering::SeqCst);
+            outcome?;
+        };
+        drop(doorman);
+        self.wind_down();
+        Ok(output)
+    }
+
+    fn collect(&self) {
+        self.turns.set(self.turns.get() + 1);
+        self.now.set(self.ring.now());
+        while let Some(runnable) = self.mailbox.handed_over.pop() {
+            self.ready.borrow_mut().push_back(runnable);
+        }
+        for waker in self.timers.borrow_mut().due(self.now()) {
+            waker.wake();
+        }
+    }
+
+    fn run_ready(&self) {
+        for _ in 0..TASKS_PER_TURN {
+            let Some(runnable) = self.ready.borrow_mut().pop_front() else { return };
+            runnable.run();
+        }
+    }
+
+    fn may_wait(&self, main_woken: &AtomicBool) -> Wait {
+        if !self.ready.borrow().is_empty() {
+            return Wait::No;
+        }
+        self.mailbox.asleep.store(true, Ordering::SeqCst);
+        if !self.mailbox.handed_over.is_empty() || main_woken.load(Ordering::SeqCst) {
+            return Wait::No;
+        }
+        match self.timers.borrow().next_deadline() {
+            None => Wait::Forever,
+            Some(deadline) => match deadline.checked_duration_since(self.ring.now()) {
+                None | Some(Duration::ZERO) => Wait::No,
+                Some(duration) => Wait::AtMost(duration),
+            },
+        }
+    }
+
+    /// Lets tasks that were cancelled end, and the kernel give back what it holds.
+    fn wind_down(&self) {
+        for _ in 0..64 {
+            self.collect();
+            self.run_ready();
+            if self.ready.borrow().is_empty() && self.mailbox.handed_over.is_empty() {
+                break;
+            }
+        }
+        if !self.ring.close() {
+            tracing::error!(left = self.ring.in_flight(), "operations did not end; their memory is given up");
+        }
+        for _ in 0..64 {
+            self.collect();
+            self.run_ready();
+        }
+        self.timers.borrow_mut().clear();
+        self.ready.borrow_mut().clear();
+    }
+}
+
+/// Marks this core as the one whose turn it is, until dropped.
+struct Entered;
+
+impl Entered {
+    fn new(core: &Core) -> Entered {
+        let current = Current {
+            identity: core.mailbox.identity,
+            ready: core.ready.clone(),
+            ring: core.ring.clone(),
+        };
+        let former = CURRENT.replace(Some(current));
+        assert!(former.is_none(), "a core runs inside of another");
+        Entered
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        drop(CURRENT.take());
+    }
+}
+
+struct MainWaker {
+    mailbox: Arc<Mailbox>,
+    woken: AtomicBool,
+}
+
+impl Wake for MainWaker {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        let at_home = CURRENT.with_borrow(|current| {
+            current.as_ref().is_some_and(|current| current.identity == self.mailbox.identity)
+        });
+        if !at_home && self.mailbox.asleep.swap(false, Ordering::SeqCst) {
+            ring_bell(&self.mailbox.bell);
+        }
+    }
+}
+
+async fn listen_to_bell(core: Rc<Core>) {
+    let bell = core.mailbox.bell.clone();
+    loop {
+        let poll = Operation::Poll { descriptor: bell.clone(), readiness: Readiness::Readable };
+        if core.ring.start(poll).await.0.is_err() {
+            return; // the ring is going down
+        }
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&*bell, &mut count);
+    }
+}
+
+/// Tasks that end together. Dropping the group cancels them.
+#[derive(Default)]
+pub struct TaskGroup {
+    tasks: Rc<RefCell<Slab<Option<Task<()>>>>>,
+}
+
+impl TaskGroup {
+    /// Runs a future on `core` as one of this group.
+    pub fn spawn(&self, core: &Rc<Core>, future: impl Future<Output = ()> + 'static) {
+        let key = self.tasks.borrow_mut().insert(None);
+        let tasks = Rc::downgrade(&self.tasks);
+        let task = core.spawn(async move {
+            future.await;
+            if let Some(tasks) = tasks.upgrade() {
+                let ended = tasks.borrow_mut().try_remove(key).flatten();
+                if let Some(task) = ended {
+                    task.detach();
+                }
+            }
+        });
+        self.tasks.borrow_mut()[key] = Some(task);
+    }
+
+    /// How many of the group's tasks have not ended.
+    pub fn len(&self) -> usize {
+        self.tasks.borrow().len()
+    }
+
+    /// Whether all tasks have ended.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.borrow().is_empty()
+    }
+
+    /// Cancels all tasks and waits until they are gone.
+    pub async fn cancel(&self) {
+        let tasks: Vec<_> = self.tasks.borrow_mut().drain().collect();
+        for task in tasks.into_iter().flatten() {
+            task.cancel().await;
+        }
+    }
+}
+
+/// The processors that this process may run on.
+pub fn allowed_processors() -> Vec<usize> {
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&processor| set.is_set(processor)).collect(),
+        Err(_) => vec![0],
+    }
+}
+
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::ring::Uring;
+    use crate::runtime::{channel, yield_now};
+
+    pub(crate) fn run_alone<F: Future>(main: impl FnOnce(Rc<Core>) -> F) -> F::Output {
+        let ring = Ring::new(Box::new(Uring::new().unwrap()));
+        let core = Core::new(0, ring, Mailbox::new().unwrap());
+        let future = main(core.clone());
+        core.run(future).unwrap()
+    }
+
+    #[test]
+    fn tasks_run_beside_each_other() {
+        let order = run_alone(|core| async move {
+            let order = Rc::new(RefCell::new(Vec::new()));
+            let tasks: Vec<_> = (0..3)
+                .map(|number| {
+                    let order = order.clone();
+                    core.spawn(async move {
+                        order.borrow_mut().push(number);
+                        yield_now().await;
+                        order.borrow_mut().push(number + 10);
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+            order.take()
+        });
+        assert_eq!(order, [0, 1, 2, 10, 11, 12]);
+    }
+
+    #[test]
+    fn timers_fire_in_order_and_dropped_ones_not() {
+        run_alone(|core| async move {
+            let start = core.precise_now();
+            assert!(core.timeout(Duration::from_millis(5), std::future::pending::<()>()).await.is_err());
+            assert!(core.precise_now() - start >= Duration::from_millis(5));
+            assert!(core.timeout(Duration::from_secs(3600), async {}).await.is_ok());
+            assert!(core.timers.borrow().next_deadline().is_none(), "a finished wait leaves no timer");
+        });
+    }
+
+    #[test]
+    fn two_cores_and_a_foreign_thread_wake_each_other() {
+        const ROUNDS: u64 = 2_000;
+        let (to_first, mut at_first) = channel::<u64>();
+        let (to_second, mut at_second) = channel::<u64>();
+        let starter = to_first.clone();
+        let second = std::thread::spawn(move || {
+            run_alone(|_| async move {
+                while let Some(number) = at_second.receive().await {
+                    to_first.send(number + 1);
+                }
+            });
+        });
+        let foreign = std::thread::spawn(move || starter.send(0));
+        let last = run_alone(|_| async move {
+            loop {
+                let number = at_first.receive().await.unwrap();
+                if number >= ROUNDS {
+                    break number;
+                }
+                to_second.send(number);
+            }
+        });
+        assert_eq!(last, ROUNDS);
+        foreign.join().unwrap();
+        second.join().unwrap();
+    }
+
+    #[test]
+    fn a_cancelled_group_is_gone() {
+        run_alone(|core| async move {
+            let group = TaskGroup::default();
+            let alive = Rc::new(());
+            for _ in 0..10 {
+                let (inner, alive) = (core.clone(), alive.clone());
+                group.spawn(&core, async move {
+                    inner.sleep(Duration::from_secs(3600)).await;
+                    drop(alive);
+                });
+            }
+            group.spawn(&core, async {});
+            yield_now().await;
+            assert_eq!(group.len(), 10);
+            group.cancel().await;
+            assert_eq!(Rc::strong_count(&alive), 1);
+        });
+    }
+}

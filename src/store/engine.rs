@@ -1,0 +1,332 @@
+//! The engine: from a data folder to running cores, and back.
+//!
+//! When [`Engine::start`] returns, the folder is ours, the segments were read and what counts is known, every core
+//! runs its log and its service. When [`Engine::stop`] returns, the services have ended, what was appended is
+//! durable, and the threads are gone.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use super::folder::Folder;
+use super::handle::Store;
+use super::local::{LocalStore, Message, Shared};
+use super::namespace::Namespace;
+use super::rebuild::rebuild;
+use crate::config::{Config, Durability};
+use crate::error::{Error, Kind, Result};
+use crate::log::{Continuation, Keeper, Log, LogSettings, Space, SpaceSettings, recover};
+use crate::metrics::CoreMetrics;
+use crate::ring::{Arena, Ring, Uring};
+use crate::runtime::{Core, Mailbox, Receiver, allowed_processors};
+
+/// How long a piece of the arena is, in bytes, where blocks are not longer.
+const PIECE_LENGTH: usize = 1 << 20;
+
+/// What runs on every core beside its store. It returns when its work is done after
+/// [`LocalStore::stopping`] has returned.
+pub type Service = Arc<dyn Fn(Rc<LocalStore>) -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync>;
+
+/// Running cores over a data folder.
+pub struct Engine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Result<()>>>,
+    notices: Vec<String>,
+    _folder: Folder,
+}
+
+/// What a core needs to begin.
+struct Orders {
+    shared: Arc<Shared>,
+    messages: Receiver<Message>,
+    continuation: Continuation,
+}
+
+impl Engine {
+    /// Opens the data folder of `config`, reads what is there, and starts the cores, each with `service`.
+    ///
+    /// # Errors
+    /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
+    /// let us use io_uring; the sentence says why. [`Kind::Startup`]: anything else.
+    pub fn start(config: &Config, service: Service) -> Result<Engine> {
+        if config.cores == 0 || config.cores > 64 {
+            return Err(Error::new(Kind::Startup, "there are between 1 and 64 cores"));
+        }
+        let mut notices = Vec::new();
+        // The ring first: without it there is no need to make a folder.
+        Uring::new().map_err(|errno| no_ring(errno))?;
+        let folder = Folder::open(&config.data, config.segment_bytes)?;
+        if !folder.direct {
+            notices.push(format!(
+                "the file system of {} has no O_DIRECT: blocks are written through the page cache, which costs \
+                 more CPU and is as durable",
+                config.data.display()
+            ));
+        }
+        let space = Space::new(SpaceSettings {
+            folder: folder.segments.clone(),
+            store: folder.store,
+            segment_bytes: folder.segment_bytes,
+            direct: folder.direct,
+            spare_segments: config.spare_segments,
+        });
+        let mailboxes: Vec<_> =
+            (0..config.cores).map(|_| Mailbox::new()).collect::<std::result::Result<_, Errno>>().map_err(
+                |errno| Error::new(Kind::Startup, format!("cannot make an event descriptor: {errno}")),
+            )?;
+
+        let (started_sender, started) = mpsc::channel();
+        let (recovered_sender, recovered) = mpsc::channel();
+        let mut threads = Vec::new();
+        let mut orders_senders = Vec::new();
+        let processors = allowed_processors();
+        for (index, mailbox) in mailboxes.into_iter().enumerate() {
+            let (orders_sender, orders) = mpsc::channel::<Orders>();
+            orders_senders.push(orders_sender);
+            let core = CoreThread {
+                index,
+                processor: processors[index % processors.len()],
+                config: config.clone(),
+                space: space.clone(),
+                mailbox,
+                service: service.clone(),
+                orders,
+                started: started_sender.clone(),
+                recovered: (index == 0).then(|| recovered_sender.clone()),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("core-{index}"))
+                .spawn(move || core.run())
+                .map_err(|error| Error::new(Kind::Startup, format!("cannot start a thread: {error}")))?;
+            threads.push(thread);
+        }
+        drop((started_sender, recovered_sender));
+
+        // Core 0 reads what is there; the others wait for what it finds.
+        let Ok(found) = recovered.recv() else { return Err(first_failure(threads)) };
+        let namespace = Namespace::default();
+        let began = Instant::now();
+        let records = found.records.len();
+        let rebuilt = rebuild(found.records, &namespace, config.cores);
+        for damage in found.damage.iter().chain(&rebuilt.damage) {
+            tracing::error!("{damage}");
+            notices.push(damage.clone());
+        }
+        tracing::info!(
+            records,
+            sealed = rebuilt.sealed,
+            interrupted = rebuilt.interrupted,
+            bytes = rebuilt.bytes,
+            scanned_bytes = found.scanned_bytes,
+            seconds = (found.elapsed + began.elapsed()).as_secs_f64(),
+            "recovered"
+        );
+        let (shared, receivers) =
+            Shared::new(config.cores, namespace, space.clone(), found.generation_max + 1);
+        for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
+            let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
+            let orders = Orders { shared: shared.clone(), messages, continuation };
+            if sender.send(orders).is_err() {
+                return Err(first_failure(threads));
+            }
+        }
+        for _ in 0..config.cores {
+            match started.recv() {
+                Ok(notice) => notices.extend(notice),
+                Err(_) => {
+                    shared.stop();
+                    return Err(first_failure(threads));
+                }
+            }
+        }
+        // What a crash has left superseded is deleted now.
+        for name in shared.namespace().names() {
+            for object in shared.namespace().settle(&name) {
+                object.set_deleted();
+                shared.call(object.home(), move |local| {
+                    let core = local.core().clone();
+                    let local = local.clone();
+                    core.spawn(async move {
+                        if let Err(error) = local.log_deletion(object).await {
+                            tracing::warn!(%error, "what is superseded could not be deleted");
+                        }
+                    })
+                    .detach();
+                });
+            }
+        }
+        notices.dedup();
+        Ok(Engine { shared, threads, notices, _folder: folder })
+    }
+
+    /// The store, for any thread and runtime.
+    pub fn store(&self) -> Store {
+        Store::new(self.shared.clone())
+    }
+
+    /// What this host does not allow, or what was found damaged: a sentence each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Tells the services to end, waits for them, makes durable what was appended, and ends the threads.
+    ///
+    /// # Errors
+    /// The first failure of a core.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.shared.stop();
+        let mut outcome = Ok(());
+        for thread in self.threads.drain(..) {
+            let ended = thread
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(Kind::Closed, "a core ended by a panic; its log is whole")));
+            outcome = outcome.and(ended);
+        }
+        outcome
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "the engine did not end well");
+        }
+    }
+}
+
+fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
+    let mut failure = None;
+    for thread in threads {
+        if let Ok(Err(error)) = thread.join() {
+            failure.get_or_insert(error);
+        }
+    }
+    failure.unwrap_or_else(|| Error::new(Kind::Startup, "a core ended before it had started"))
+}
+
+fn no_ring(errno: Errno) -> Error {
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    let reason = match (errno, disabled.trim()) {
+        (Errno::NOSYS, _) => "this kernel has none, or one before Linux 5.11: a newer kernel is needed".to_owned(),
+        (Errno::PERM, "2") => {
+            "kernel.io_uring_disabled is 2: it must be 0 (sysctl kernel.io_uring_disabled=0)".to_owned()
+        }
+        (Errno::PERM, "1") => "kernel.io_uring_disabled is 1: it must be 0, or this user must be of the group in \
+                               kernel.io_uring_group"
+            .to_owned(),
+        (Errno::PERM | Errno::ACCESS, _) => {
+            "a seccomp filter or security module forbids it, as Docker's default profile does: allow \
+             io_uring_setup, io_uring_enter and io_uring_register"
+                .to_owned()
+        }
+        (Errno::NOMEM, _) => "the memlock limit is too small: raise it (ulimit -l, LimitMEMLOCK=)".to_owned(),
+        (errno, _) => errno.to_string(),
+    };
+    Error::new(Kind::NoRing, format!("io_uring cannot be used: {reason}"))
+}
+
+/// What core 0 has found.
+struct Found {
+    records: Vec<crate::log::RecoveredRecord>,
+    logs: std::collections::BTreeMap<u16, Continuation>,
+    generation_max: u64,
+    damage: Vec<String>,
+    scanned_bytes: u64,
+    elapsed: std::time::Duration,
+}
+
+struct CoreThread {
+    index: usize,
+    processor: usize,
+    config: Config,
+    space: Arc<Space>,
+    mailbox: Arc<Mailbox>,
+    service: Service,
+    orders: mpsc::Receiver<Orders>,
+    started: mpsc::Sender<Option<String>>,
+    recovered: Option<mpsc::Sender<Found>>,
+}
+
+impl CoreThread {
+    fn run(mut self) -> Result<()> {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(self.processor);
+        if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
+            tracing::warn!(core = self.index, %errno, "a core could not be pinned to its processor");
+        }
+        let ring = Ring::new(Box::new(Uring::new().map_err(no_ring)?));
+        let core = Core::new(self.index, ring, self.mailbox.clone());
+        let index = self.index;
+        let inner = core.clone();
+        let outcome = core.run(async move { self.live(&inner).await });
+        outcome.map_err(|errno| Error::new(Kind::Closed, format!("the ring of core {index} failed: {errno}")))?
+    }
+
+    async fn live(&mut self, core: &Rc<Core>) -> Result<()> {
+        if let Some(recovered) = self.recovered.take() {
+            let began = Instant::now();
+            let recovery = recover(core, &self.space).await?;
+            let found = Found {
+                records: recovery.records,
+                logs: recovery.logs,
+                generation_max: recovery.generation_max,
+                damage: recovery.damage,
+                scanned_bytes: recovery.scanned_bytes,
+                elapsed: began.elapsed(),
+            };
+            let _ = recovered.send(found);
+        }
+        // Nothing else is to be done before the orders come.
+        let Ok(orders) = self.orders.recv() else { return Ok(()) };
+
+        let (arena, notice) = self.arena(core)?;
+        let metrics = Rc::new(CoreMetrics::new());
+        let (keeper, keeping) = Keeper::start(core, &self.space);
+        let settings = LogSettings {
+            log: self.index as u16,
+            block_bytes: self.config.block_bytes,
+            durable: self.config.durability == Durability::Stable,
+            next_sequence: orders.continuation.next_sequence,
+            term: orders.continuation.term,
+        };
+        let (log, flushing) = Log::start(core, settings, arena, keeper.clone(), metrics.clone());
+        let local = LocalStore::new(core, orders.shared, log, keeper, metrics);
+        let listening = core.spawn(local.clone().listen(orders.messages));
+        let service = core.spawn((self.service)(local.clone()));
+        let _ = self.started.send(notice);
+
+        local.stopping().await;
+        service.await;
+        let outcome = local.close().await;
+        listening.cancel().await;
+        flushing.cancel().await;
+        keeping.cancel().await;
+        outcome
+    }
+
+    fn arena(&self, core: &Core) -> Result<(Arena, Option<String>)> {
+        let piece_length = PIECE_LENGTH.max(self.config.block_bytes).next_multiple_of(4096);
+        let pieces = (self.config.arena_bytes / piece_length).max(4);
+        let arena = Arena::new(pieces, piece_length).map_err(|errno| {
+            Error::new(Kind::Startup, format!("no memory for an arena of {} bytes: {errno}", self.config.arena_bytes))
+        })?;
+        let notice = core.ring().register_arena(&arena).err().map(|errno| {
+            let cause = match errno {
+                Errno::NOMEM => "the memlock limit is too small: raise it (ulimit -l, LimitMEMLOCK=)".to_owned(),
+                errno => errno.to_string(),
+            };
+            format!("blocks are written from plain memory, which costs some CPU: {cause}")
+        });
+        Ok((arena, notice))
+    }
+}

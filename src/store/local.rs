@@ -1,0 +1,581 @@
+//! The store as one core sees it: its log, its registries, and the messages from other cores.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::extents::{Extent, Tail};
+use super::listing::ListingQuery;
+use super::name::Name;
+use super::namespace::{Listing, Namespace};
+use super::object::{Metadata, Object, State, microseconds};
+use super::reader::Reader;
+use super::registry::Registry;
+use super::writer::Writer;
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::log::format::{RecordHeader, RecordKind};
+use crate::log::{Keeper, Log, Placement, Sink, Space};
+use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
+use crate::runtime::{Core, Receiver, Sender, channel};
+
+/// What all cores of a store share.
+pub struct Shared {
+    pub(super) namespace: Namespace,
+    pub(super) space: Arc<Space>,
+    next_generation: AtomicU64,
+    peers: Vec<Sender<Message>>,
+    stopping: AtomicBool,
+    started: Instant,
+}
+
+/// What one core says to another, or a foreign thread to a core.
+pub(super) enum Message {
+    /// This generation has grown or ended.
+    Grown(u64),
+    /// This name has come into being.
+    Begun(Name),
+    /// The deletion of this object is to be logged; then who asked is told.
+    Delete(Arc<Object>, Sender<Result<()>>),
+    /// Something to run here.
+    Call(Box<dyn FnOnce(&Rc<LocalStore>) + Send>),
+}
+
+impl Shared {
+    /// What cores share, and for each core its messages.
+    pub(super) fn new(
+        cores: usize,
+        namespace: Namespace,
+        space: Arc<Space>,
+        next_generation: u64,
+    ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
+        let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
+        let shared = Shared {
+            namespace,
+            space,
+            next_generation: AtomicU64::new(next_generation),
+            peers,
+            stopping: AtomicBool::new(false),
+            started: Instant::now(),
+        };
+        (Arc::new(shared), receivers)
+    }
+
+    /// Runs something on a core; from any thread. It is dropped unrun where the core is gone.
+    pub fn call(&self, core: usize, call: impl FnOnce(&Rc<LocalStore>) + Send + 'static) {
+        self.peers[core].send(Message::Call(Box::new(call)));
+    }
+
+    /// How many cores there are.
+    pub fn cores(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// How long ago the store was started.
+    pub(super) fn elapsed(&self) -> std::time::Duration {
+        self.started.elapsed()
+    }
+
+    /// The names.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Tells all cores to come to an end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for core in 0..self.cores() {
+            self.call(core, |local| local.stopping.wake(&()));
+        }
+    }
+}
+
+/// The store on one core. Everything in it is that core's own.
+pub struct LocalStore {
+    core: Rc<Core>,
+    shared: Arc<Shared>,
+    log: Rc<Log<Commits>>,
+    commits: Rc<Commits>,
+    keeper: Rc<Keeper>,
+    names: Rc<Registry<Name>>,
+    stopping: Rc<Registry<()>>,
+    metrics: Rc<CoreMetrics>,
+}
+
+/// What an append leaves behind until it is durable.
+pub(super) enum Note {
+    Create(Rc<Live>),
+    Append {
+        live: Rc<Live>,
+        offset: u64,
+        /// The append goes on in the next record: it does not count yet.
+        continued: bool,
+    },
+    End {
+        live: Rc<Live>,
+        state: State,
+        at_microseconds: u64,
+    },
+    Delete(Arc<Object>),
+}
+
+/// An object that is being written on this core.
+pub(super) struct Live {
+    pub object: Arc<Object>,
+    tail: RefCell<Tail>,
+    /// Durable parts of an append that is not whole yet.
+    parts: RefCell<Vec<Extent>>,
+}
+
+impl Live {
+    pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
+        Rc::new(Live { tail: RefCell::new(object.extents().tail()), parts: RefCell::default(), object })
+    }
+
+    /// Adds bytes that are durable; true when that makes an append whole.
+    fn add(&self, extent: Extent, continued: bool) -> bool {
+        let mut parts = self.parts.borrow_mut();
+        // An append that was given up leaves parts behind; the next one begins where that one began.
+        if parts.last().is_some_and(|last| last.end() != extent.offset) {
+            parts.clear();
+        }
+        if continued {
+            parts.push(extent);
+            return false;
+        }
+        let mut tail = self.tail.borrow_mut();
+        for part in parts.drain(..) {
+            tail.push(self.object.extents(), part);
+        }
+        tail.push(self.object.extents(), extent);
+        true
+    }
+}
+
+/// Makes what has become durable known: on this core at once, on others by one message each.
+pub(super) struct Commits {
+    core: usize,
+    shared: Arc<Shared>,
+    metrics: Rc<CoreMetrics>,
+    grown: Rc<Registry<u64>>,
+    /// Objects that have changed in the block at hand.
+    touched: RefCell<Vec<Arc<Object>>>,
+    touched_generations: RefCell<HashSet<u64>>,
+}
+
+impl Sink for Commits {
+    type Note = Note;
+
+    fn durable(&self, note: Note, placement: Placement<'_>) {
+        match note {
+            Note::Create(live) => live.object.anchor(placement.segment),
+            Note::Append { live, offset, continued } => {
+                let object = &live.object;
+                let extent = Extent {
+                    offset,
+                    length: placement.length,
+                    position: placement.position,
+                    segment: placement.segment.clone(),
+                    hot: placement.hot,
+                };
+                if live.add(extent, continued) {
+                    object.commit(offset + u64::from(placement.length));
+                    object.mark_fresh(placement.appended.saturating_duration_since(self.shared.started));
+                    self.metrics.appends.increment();
+                    self.metrics.append_to_acknowledged.record(placement.appended.elapsed());
+                }
+                self.touch(object);
+            }
+            Note::End { live, state, at_microseconds } => {
+                live.object.anchor(placement.segment);
+                self.end(&live.object, state, at_microseconds);
+            }
+            Note::Delete(object) => {
+                for segment in object.segments() {
+                    segment.keep(placement.segment);
+                }
+            }
+        }
+    }
+
+    fn block_done(&self) {
+        self.touched_generations.borrow_mut().clear();
+        let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
+        for object in touched.drain(..) {
+            self.announce(&object);
+        }
+        *self.touched.borrow_mut() = touched;
+    }
+}
+
+impl Commits {
+    fn touch(&self, object: &Arc<Object>) {
+        if self.touched_generations.borrow_mut().insert(object.generation()) {
+            self.touched.borrow_mut().push(object.clone());
+        }
+    }
+
+    /// Wakes whoever waits for more of this object.
+    fn announce(&self, object: &Object) {
+        let mut interest = object.take_interest();
+        while interest != 0 {
+            let core = interest.trailing_zeros() as usize;
+            interest &= interest - 1;
+            if core == self.core {
+                self.grown.wake(&object.generation());
+            } else {
+                self.metrics.core_messages.increment();
+                self.metrics.wake_messages.increment();
+                self.shared.peers[core].send(Message::Grown(object.generation()));
+            }
+        }
+    }
+
+    /// The object has ended; what it supersedes is deleted.
+    fn end(&self, object: &Arc<Object>, state: State, at_microseconds: u64) {
+        object.end(state, at_microseconds);
+        self.metrics.objects_live.decrement();
+        match state {
+            State::Sealed => self.metrics.objects_sealed.increment(),
+            _ => self.metrics.objects_interrupted.increment(),
+        }
+        self.touch(object);
+        for superseded in self.shared.namespace.settle(object.name()) {
+            superseded.set_deleted();
+            let (done, _) = channel();
+            self.shared.peers[superseded.home()].send(Message::Delete(superseded, done));
+        }
+    }
+}
+
+impl LocalStore {
+    pub(super) fn new(
+        core: &Rc<Core>,
+        shared: Arc<Shared>,
+        log: Rc<Log<Commits>>,
+        keeper: Rc<Keeper>,
+        metrics: Rc<CoreMetrics>,
+    ) -> Rc<LocalStore> {
+        let commits = Rc::new(Commits {
+            core: core.index(),
+            shared: shared.clone(),
+            metrics: metrics.clone(),
+            grown: Rc::default(),
+            touched: RefCell::default(),
+            touched_generations: RefCell::default(),
+        });
+        log.set_sink(&commits);
+        Rc::new(LocalStore {
+            core: core.clone(),
+            shared,
+            log,
+            commits,
+            keeper,
+            names: Rc::default(),
+            stopping: Rc::default(),
+            metrics,
+        })
+    }
+
+    /// Handles the messages of other cores, until all senders are gone.
+    pub(super) async fn listen(self: Rc<Self>, mut messages: Receiver<Message>) {
+        while let Some(message) = messages.receive().await {
+            match message {
+                Message::Grown(generation) => self.commits.grown.wake(&generation),
+                Message::Begun(name) => self.names.wake(&name),
+                Message::Delete(object, done) => {
+                    let local = self.clone();
+                    let task = async move { done.send(local.log_deletion(object).await) };
+                    self.core.spawn(task).detach();
+                }
+                Message::Call(call) => call(&self),
+            }
+        }
+    }
+
+    /// The core.
+    pub fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
+    /// What the cores share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The core's metrics.
+    pub fn metrics(&self) -> &Rc<CoreMetrics> {
+        &self.metrics
+    }
+
+    pub(super) fn log(&self) -> &Rc<Log<Commits>> {
+        &self.log
+    }
+
+    /// Why nothing can be written any more, if so.
+    pub fn failure(&self) -> Option<Error> {
+        self.log.failure()
+    }
+
+    /// Returns when the store is to come to an end.
+    pub async fn stopping(&self) {
+        let shared = self.shared.clone();
+        self.stopping.wait((), move |_| shared.stopping.load(Ordering::SeqCst).then_some(())).await;
+    }
+
+    /// Begins a new generation of a name. Its creation is in the log, not yet durable; readers find it at once.
+    /// Dropping the future before it returns leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] with `only_if_absent` where the name serves something; [`Kind::NoSpace`];
+    /// [`Kind::ReadOnly`].
+    pub async fn create(
+        self: &Rc<Self>,
+        context: &Context,
+        name: Name,
+        metadata: Metadata,
+        only_if_absent: bool,
+    ) -> Result<Writer> {
+        let document = serde_json::to_vec(&CreateDocument { name: name.as_str(), metadata: &metadata })
+            .map_err(|error| Error::new(Kind::InvalidArgument, format!("metadata: {error}")))?;
+        if document.len() > self.log.payload_length_max() {
+            return Err(Error::new(Kind::InvalidArgument, "the metadata is too long"));
+        }
+        self.log.room(context, document.len(), true).await?;
+        let generation = self.shared.next_generation.fetch_add(1, Ordering::Relaxed);
+        let timestamp = microseconds(SystemTime::now());
+        let object = Object::new(name, generation, metadata, self.core.index(), timestamp);
+        let awaited = self.shared.namespace.begin(&object, only_if_absent)?;
+        let live = Live::new(object);
+        let appended = self.log.append(
+            document.len(),
+            true,
+            |space| {
+                space.copy_from_slice(&document);
+                Ok::<_, Error>(document.len())
+            },
+            |length| {
+                (record(RecordKind::Create, length, generation, 0, timestamp), Note::Create(live.clone()))
+            },
+        );
+        match appended {
+            Ok(Some(appended)) => {
+                self.metrics.objects_live.increment();
+                self.announce_name(live.object.name(), awaited);
+                Ok(Writer::new(self.clone(), live, appended.sequence))
+            }
+            // There was room before `begin`, and nothing has waited since.
+            Ok(None) => unreachable!("the room that was waited for is gone"),
+            Err(error) => {
+                self.shared.namespace.forget(&live.object);
+                Err(error)
+            }
+        }
+    }
+
+    fn announce_name(&self, name: &Name, mut awaited: u64) {
+        while awaited != 0 {
+            let core = awaited.trailing_zeros() as usize;
+            awaited &= awaited - 1;
+            if core == self.core.index() {
+                self.names.wake(name);
+            } else {
+                self.metrics.core_messages.increment();
+                self.shared.peers[core].send(Message::Begun(name.clone()));
+            }
+        }
+    }
+
+    /// The generation that a name serves.
+    pub fn find(&self, name: &Name) -> Option<Arc<Object>> {
+        self.shared.namespace.find(name)
+    }
+
+    /// Waits until a name serves something. Dropping the future leaves nothing behind.
+    pub async fn find_when_begun(&self, _context: &Context, name: &Name) -> Arc<Object> {
+        let (shared, core, wanted) = (self.shared.clone(), self.core.index(), name.clone());
+        self.names
+            .wait(name.clone(), move |registered| match registered {
+                false => shared.namespace.find(&wanted),
+                true => shared.namespace.find_or_await(&wanted, core),
+            })
+            .await
+    }
+
+    /// A reader of an object, from an offset on.
+    pub fn read(self: &Rc<Self>, object: Arc<Object>, offset: u64) -> Reader {
+        Reader::new(self.clone(), object, offset)
+    }
+
+    /// The page of a bucket that is asked for.
+    pub fn list(&self, bucket: &str, query: &ListingQuery) -> Listing {
+        self.shared.namespace.list(bucket, query)
+    }
+
+    /// Deletes all generations of a name. When this returns the deletion is durable; a writer of a generation that
+    /// is live learns of it with its next call; readers keep what they hold. Dropping the future leaves the
+    /// deletion to go on by itself.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; the failure of a log, and then the deletion may be undone by a restart.
+    pub async fn delete(&self, _context: &Context, name: &Name) -> Result<()> {
+        let objects = self.shared.namespace.remove(name);
+        if objects.is_empty() {
+            return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
+        }
+        let (done, mut outcomes) = channel();
+        for object in objects {
+            object.set_deleted();
+            self.metrics.objects_deleted.increment();
+            self.metrics.core_messages.increment();
+            self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
+        }
+        drop(done);
+        while let Some(outcome) = outcomes.receive().await {
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// Logs a deletion on this core, which is the object's home, and waits until it is durable.
+    pub(super) async fn log_deletion(&self, object: Arc<Object>) -> Result<()> {
+        let context = Context::background();
+        loop {
+            self.log.room(&context, 0, true).await?;
+            let timestamp = microseconds(SystemTime::now());
+            let generation = object.generation();
+            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), |length| {
+                let header = record(RecordKind::Delete, length, generation, 0, timestamp);
+                (header, Note::Delete(object.clone()))
+            })?;
+            if let Some(appended) = appended {
+                return self.log.acknowledged(&context, appended.sequence).await;
+            }
+        }
+    }
+
+    /// Waits until `check` says that there is more of an object, or that it has ended.
+    pub(super) async fn wait_for_growth<T>(
+        &self,
+        object: &Arc<Object>,
+        mut check: impl FnMut() -> Option<T> + Unpin,
+    ) -> T {
+        let (watched, core) = (object.clone(), self.core.index());
+        self.commits
+            .grown
+            .wait(object.generation(), move |registered| {
+                if registered {
+                    watched.add_interest(core);
+                }
+                check()
+            })
+            .await
+    }
+
+    /// Ends an object without its writer's seal: what was appended is kept and its followers learn of it.
+    pub(super) fn interrupt(self: &Rc<Self>, live: Rc<Live>, length: u64) {
+        let local = self.clone();
+        let task = async move {
+            let context = Context::background();
+            let outcome = loop {
+                match local.append_end(&live, State::Interrupted, length) {
+                    Ok(Some(_)) => break Ok(()),
+                    Ok(None) => {}
+                    Err(error) => break Err(error),
+                }
+                if let Err(error) = local.log.room(&context, 0, true).await {
+                    break Err(error);
+                }
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(object = %live.object.name(), %error, "an interruption could not be logged");
+                local.end_without_log(&live);
+            }
+        };
+        self.core.spawn(task).detach();
+    }
+
+    /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
+    /// interrupted all the same.
+    pub(super) fn end_without_log(&self, live: &Live) {
+        if live.object.state() == State::Live {
+            self.commits.end(&live.object, State::Interrupted, microseconds(SystemTime::now()));
+            self.commits.block_done();
+        }
+    }
+
+    /// Puts the end of an object into the log. None: there is no room now.
+    pub(super) fn append_end(&self, live: &Rc<Live>, state: State, length: u64) -> Result<Option<u64>> {
+        let timestamp = microseconds(SystemTime::now());
+        let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
+        let generation = live.object.generation();
+        let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), |payload_length| {
+            let header = record(kind, payload_length, generation, length, timestamp);
+            (header, Note::End { live: live.clone(), state, at_microseconds: timestamp })
+        })?;
+        Ok(appended.map(|appended| appended.sequence))
+    }
+
+    /// The state of this core's metrics.
+    pub fn snapshot(&self) -> Snapshot {
+        let metrics = &self.metrics;
+        metrics.followers_waiting.set(self.commits.grown.len() as i64);
+        metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
+        let segments = &metrics.segments;
+        segments.of(SegmentState::Active).set(i64::from(self.log.has_active_segment()));
+        segments.of(SegmentState::Free).set(self.keeper.prepared() as i64);
+        metrics.snapshot()
+    }
+
+    /// Writes what is appended and waits until it is durable.
+    pub(super) async fn close(&self) -> Result<()> {
+        self.log.flush(&Context::background()).await
+    }
+}
+
+/// The payload of a create record.
+#[derive(serde::Serialize)]
+struct CreateDocument<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    metadata: &'a Metadata,
+}
+
+pub(super) fn record(
+    kind: RecordKind,
+    length: usize,
+    generation: u64,
+    offset: u64,
+    timestamp: u64,
+) -> RecordHeader {
+    RecordHeader { kind, continued: false, length: length as u32, generation, offset, timestamp }
+}
+
+/// Calls of other threads end here.
+pub(super) type Answer<T> = Sender<Result<T>>;
+
+/// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
+/// leaves the call to run to its end.
+pub(super) async fn call_on<T, F>(
+    shared: &Shared,
+    core: usize,
+    call: impl FnOnce(Rc<LocalStore>) -> F + Send + 'static,
+) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + 'static,
+{
+    let (answer, mut answers): (Answer<T>, _) = channel();
+    shared.call(core, move |local| {
+        let future = call(local.clone());
+        local.core.spawn(async move { answer.send(future.await) }).detach();
+    });
+    match answers.receive().await {
+        Some(outcome) => outcome,
+        None => Err(Error::new(Kind::Closed, "the store has been stopped")),
+    }
+}
