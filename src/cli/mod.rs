@@ -3,9 +3,16 @@
 //! A command is a module with `Arguments`, what clap reads, and `run`, which does it and returns only when it is
 //! done. What it cannot do is a [`failure::Failure`]: printed here, in one line on standard error.
 
+pub mod demo;
 pub mod doctor;
 pub mod failure;
+pub mod get;
+pub mod list;
+pub mod load;
 pub mod logging;
+pub mod put;
+mod remote;
+pub mod remove;
 pub mod serve;
 
 use std::io::Write;
@@ -42,15 +49,28 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
-    // ---- the client's commands: demo before serve; put, get, ls, rm, load after it ----
+    Demo(demo::Arguments),
     Serve(serve::Arguments),
+    Put(put::Arguments),
+    Get(get::Arguments),
+    #[command(name = "ls")]
+    List(list::Arguments),
+    #[command(name = "rm")]
+    Remove(remove::Arguments),
+    Load(load::Arguments),
     Doctor(doctor::Arguments),
 }
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Demo(arguments) => demo::run(arguments),
             Command::Serve(arguments) => serve::run(arguments),
+            Command::Put(arguments) => put::run(arguments),
+            Command::Get(arguments) => get::run(arguments),
+            Command::List(arguments) => list::run(arguments),
+            Command::Remove(arguments) => remove::run(arguments),
+            Command::Load(arguments) => load::run(arguments),
             Command::Doctor(arguments) => doctor::run(arguments),
         }
     }
