@@ -60,14 +60,14 @@ pub fn run(_arguments: Arguments) -> Result<(), Failure> {
     say!("A server listens on http://{}, its data is in {}.", server.data_address(), folder.path().display());
     let object = location(&server, "cam/front-door.ts");
     let told = run_client(record(object));
-    server.stop();
+    server.stop()?;
     told?;
 
     let server = start(folder.path())?;
     say!("The server was stopped, and started again on the same data.");
     let object = location(&server, "cam/front-door.ts");
     let told = run_client(verify_again(object));
-    server.stop();
+    server.stop()?;
     told?;
     say!("All of it held.");
     Ok(())

@@ -78,6 +78,8 @@ pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Re
     let is_get = head.method == Method::GET;
     let mut headers = headers_of(&object, state, committed, etag.as_deref(), query);
     match evaluate(&head.method, &head.headers, &validators) {
+        // Nobody can have all of what is still being written.
+        Outcome::NotModified if state == State::Live => {}
         Outcome::Proceed => {}
         Outcome::NotModified => {
             headers.retain(|(name, _)| *name != CONTENT_TYPE);
@@ -143,7 +145,10 @@ fn headers_of(
     headers.push((ACCEPT_RANGES, HeaderValue::from_static("bytes")));
     headers.push((TAILWATER_STATE, HeaderValue::from_static(state.as_str())));
     headers.push((TAILWATER_COMMITTED, HeaderValue::from(committed)));
-    if let Some(etag) = etag {
+    // What is committed now is not what the tag stands for.
+    if let Some(etag) = etag
+        && (state == State::Sealed || query.follow)
+    {
         headers.extend(stored_header(ETAG.as_str(), etag));
     }
     if state != State::Live {

@@ -38,9 +38,9 @@ struct BucketsBody {
     buckets: Vec<String>,
 }
 
-/// The entity tag of an object, once it can no longer change.
+/// The entity tag of an object that is whole, or will be. What an interrupted one holds may still be continued.
 pub(super) fn etag_of(object: &Object) -> Option<String> {
-    (object.state() == State::Sealed).then(|| object.etag())
+    (object.state() != State::Interrupted).then(|| object.etag())
 }
 
 fn entry(object: &Object) -> Entry {

@@ -136,10 +136,11 @@ impl Object {
         UNIX_EPOCH + Duration::from_micros(self.modified_microseconds.load(Ordering::Relaxed))
     }
 
-    /// The strong validator of a sealed object (RFC 9110, section 8.8.3). A generation never comes twice, and its
-    /// bytes never change.
+    /// The strong validator (RFC 9110, section 8.8.3): a generation never comes twice, and a byte of it never
+    /// changes. It stays the same from the first byte through the seal, so that who follows can go on where a
+    /// connection broke.
     pub fn etag(&self) -> String {
-        format!("\"{:x}-{:x}\"", self.generation, self.committed())
+        format!("\"{:x}\"", self.generation)
     }
 
     /// Where its bytes lie; those up to the watermark count.
