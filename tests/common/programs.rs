@@ -121,14 +121,14 @@ impl Program {
         assert_same("what the program wrote", &found, expected);
     }
 
-    /// Waits for a line of its output that holds this, and answers it.
+    /// Waits for a line of its output that begins with this, and answers it; skips those before it.
     #[track_caller]
-    pub fn line_with(&mut self, text: &str) -> String {
+    pub fn line_from(&mut self, text: &str) -> String {
         loop {
             while let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line).into_owned();
-                if line.contains(text) {
+                if line.starts_with(text) {
                     return line;
                 }
             }

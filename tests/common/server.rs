@@ -249,13 +249,17 @@ impl Server {
     /// A sample of the metrics, named as in the text: `name` or `name{label="value"}`.
     #[track_caller]
     pub fn metric(&self, sample: &str) -> u64 {
+        self.try_metric(sample).unwrap_or_else(|| panic!("there is no {sample} in the metrics"))
+    }
+
+    /// As [`Server::metric`], for samples that are there only once something has happened.
+    #[track_caller]
+    pub fn try_metric(&self, sample: &str) -> Option<u64> {
         let mut connection = Connection::to(self.admin_address());
         connection.request("GET", "/metrics", &[]);
-        let response = connection.response("GET");
-        let text = String::from_utf8(response.body).unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        let value = value.unwrap_or_else(|| panic!("there is no {sample} in the metrics:\n{text}"));
-        value.trim().parse::<f64>().unwrap() as u64
+        let text = String::from_utf8(connection.response("GET").body).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))?;
+        Some(value.trim().parse::<f64>().unwrap() as u64)
     }
 
     /// The status of `/livez` or `/readyz`.
