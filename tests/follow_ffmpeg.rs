@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use common::{Connection, Program, Server, assert_same, eventually, tool};
 
 /// How long the video is, in seconds; it is encoded at the speed of a camera.
-const SECONDS: u32 = 4;
+const SECONDS: u32 = 3;
 /// How often the encoder is stopped to see that its followers have everything.
 const STOPS: usize = 5;
 
@@ -202,7 +202,7 @@ fn play_while_recording() -> Option<()> {
     let encoder = encode("PUT", &url, &file)?;
     let mut player = ffmpeg_frames(&format!("{url}?wait=30"))?;
     // As much as the player wants to see before it begins, and then some.
-    eventually("half of the video was sent", || written(&file).len() > 128 << 10);
+    eventually("half of the video was sent", || written(&file).len() > 96 << 10);
     encoder.pause();
     // Nothing more is sent until the player has shown a packet.
     let first = player.line_from("0, ");

@@ -197,11 +197,22 @@ impl Server {
     /// Puts an object by Content-Length; asserts that it was created.
     #[track_caller]
     pub fn put(&self, path: &str, bytes: &[u8]) -> Response {
-        let mut put = self.begin_put(path, Some(bytes.len() as u64), &[]);
-        put.send(bytes);
-        let response = put.response();
+        let response = self.try_put(path, bytes, &[]);
         assert_eq!(response.head.status, 201, "{response:?}");
         response
+    }
+
+    /// Puts an object by Content-Length with further headers, and answers whatever the server does.
+    #[track_caller]
+    pub fn try_put(&self, path: &str, bytes: &[u8], headers: &[(&str, &str)]) -> Response {
+        let mut connection = self.connect();
+        let length = bytes.len().to_string();
+        let mut all = vec![("Content-Length", length.as_str())];
+        all.extend_from_slice(headers);
+        connection.request("PUT", path, &all);
+        // Where it is refused the server need not take it.
+        connection.try_send(bytes);
+        connection.response("PUT")
     }
 
     /// Begins to put an object, chunked or by a declared length. When this returns the object is there and live.
