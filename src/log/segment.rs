@@ -34,7 +34,14 @@ pub struct Segment {
 
 impl Segment {
     pub(super) fn new(number: u64, epoch: u64, file: Arc<Descriptor>, space: Arc<Space>) -> Arc<Segment> {
-        Arc::new(Segment { number, epoch, file, retired: AtomicBool::new(false), keeps: Mutex::default(), space })
+        Arc::new(Segment {
+            number,
+            epoch,
+            file,
+            retired: AtomicBool::new(false),
+            keeps: Mutex::default(),
+            space,
+        })
     }
 
     /// The segment's number.
@@ -317,8 +324,11 @@ impl Keeper {
         };
         if fresh || !is_whole(&writing) {
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
-            let folder =
-                self.core.open(&settings.folder, OpenMode::Read).await.map_err(|errno| ("cannot open", errno))?;
+            let folder = self
+                .core
+                .open(&settings.folder, OpenMode::Read)
+                .await
+                .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
         }
         let reading = match reading {

@@ -465,7 +465,8 @@ impl<S: Sink> Log<S> {
 
     /// Closes the open block and has it written.
     fn close_block(&self, state: &mut State<S::Note>) {
-        let (Some(open), Some(piece), Some(active)) = (state.open.take(), &mut state.piece, &mut state.active)
+        let (Some(open), Some(piece), Some(active)) =
+            (state.open.take(), &mut state.piece, &mut state.active)
         else {
             unreachable!("only an open block is closed");
         };
@@ -528,9 +529,10 @@ impl<S: Sink> Log<S> {
             Some(active) if active.segment.number() == segment.number() => active.in_flight -= 1,
             // The last write to a segment that is full gives its fixed place back.
             _ => {
-                let others = state.in_flight.iter().any(|other| {
-                    other.segment.number() == segment.number() && other.outcome.is_none()
-                });
+                let others = state
+                    .in_flight
+                    .iter()
+                    .any(|other| other.segment.number() == segment.number() && other.outcome.is_none());
                 if !others {
                     self.leave(place);
                 }
@@ -670,7 +672,8 @@ impl<S: Sink> Log<S> {
                     durable: header.durable.min(term_start),
                     ..header
                 })?;
-                let written = self.core.write(&active.writing, active.place, active.position, copy, true).await;
+                let written =
+                    self.core.write(&active.writing, active.place, active.position, copy, true).await;
                 if let Err(errno) = written {
                     tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
                     active.segment.retire();

@@ -54,8 +54,7 @@ impl Folder {
     /// it open. [`Kind::NoSpace`].
     pub fn open(path: &Path, segment_bytes: Option<u64>) -> Result<Folder> {
         let trouble = |what: &str, error: std::io::Error| {
-            let kind =
-                if error.kind() == ErrorKind::StorageFull { Kind::NoSpace } else { Kind::DataFolder };
+            let kind = if error.kind() == ErrorKind::StorageFull { Kind::NoSpace } else { Kind::DataFolder };
             Error::new(kind, format!("cannot {what} the data folder {}: {error}", path.display()))
         };
         fs::create_dir_all(path).map_err(|error| trouble("make", error))?;

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use super::extents::{Extent, Tail};
@@ -448,10 +448,15 @@ impl LocalStore {
             self.log.room(&context, 0, true).await?;
             let timestamp = microseconds(SystemTime::now());
             let generation = object.generation();
-            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), |length| {
-                let header = record(RecordKind::Delete, length, generation, 0, timestamp);
-                (header, Note::Delete(object.clone()))
-            })?;
+            let appended = self.log.append(
+                0,
+                true,
+                |_| Ok::<_, Error>(0),
+                |length| {
+                    let header = record(RecordKind::Delete, length, generation, 0, timestamp);
+                    (header, Note::Delete(object.clone()))
+                },
+            )?;
             if let Some(appended) = appended {
                 return self.log.acknowledged(&context, appended.sequence).await;
             }
@@ -513,10 +518,15 @@ impl LocalStore {
         let timestamp = microseconds(SystemTime::now());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();
-        let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), |payload_length| {
-            let header = record(kind, payload_length, generation, length, timestamp);
-            (header, Note::End { live: live.clone(), state, at_microseconds: timestamp })
-        })?;
+        let appended = self.log.append(
+            0,
+            true,
+            |_| Ok::<_, Error>(0),
+            |payload_length| {
+                let header = record(kind, payload_length, generation, length, timestamp);
+                (header, Note::End { live: live.clone(), state, at_microseconds: timestamp })
+            },
+        )?;
         Ok(appended.map(|appended| appended.sequence))
     }
 

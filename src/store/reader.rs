@@ -74,6 +74,7 @@ impl Reader {
     /// watermark. Answers their length; the reader stays where it is.
     pub fn gather(&mut self, length_max: u64, pieces_max: usize, pieces: &mut Vec<Piece>) -> usize {
         let end = self.object.committed().min(self.offset.saturating_add(length_max));
+        self.skip_to_offset();
         let mut cursor = self.cursor.clone();
         let mut offset = self.offset;
         while offset < end && pieces.len() < pieces_max {
@@ -102,6 +103,13 @@ impl Reader {
     pub fn advance(&mut self, length: u64) {
         self.offset += length;
         assert!(self.offset <= self.object.committed(), "a reader never goes beyond the watermark");
+        self.skip_to_offset();
+    }
+
+    /// Moves the cursor to the extent that holds the reader's offset. Extents before that one may have come since
+    /// the cursor was placed: a reader may begin beyond the watermark, and waits for its bytes at the place where
+    /// the extents ended then.
+    fn skip_to_offset(&mut self) {
         while self.cursor.get().is_some_and(|extent| extent.end() <= self.offset) {
             self.cursor.advance();
         }
