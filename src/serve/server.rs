@@ -54,7 +54,7 @@ impl Server {
     /// Takes the addresses, starts the engine, and serves.
     ///
     /// # Errors
-    /// [`Kind::AddressInUse`]; what [`Engine::start`] says.
+    /// [`Kind::AddressInUse`]; what [`Engine::start_with`] says.
     pub fn start(config: Config) -> Result<Server> {
         config.check()?;
         let bind = |address: SocketAddr| {
@@ -90,7 +90,7 @@ impl Server {
                 Box::pin(serve(here, listeners, receiver));
             serving
         };
-        let engine = Engine::start(&config, Arc::new(service))?;
+        let engine = Engine::start_with(&config, Arc::new(service))?;
         Ok(Server { engine, data_address, admin_address })
     }
 

@@ -49,12 +49,22 @@ struct Orders {
 }
 
 impl Engine {
-    /// Opens the data folder of `config`, reads what is there, and starts the cores, each with `service`.
+    /// Opens the data folder of `config`, reads what is there, and starts the cores. What HTTP needs of `config`,
+    /// such as addresses, is not looked at.
     ///
     /// # Errors
     /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
     /// let us use io_uring. [`Kind::Startup`]: anything else.
-    pub fn start(config: &Config, service: Service) -> Result<Engine> {
+    pub fn start(config: &Config) -> Result<Engine> {
+        Engine::start_with(config, Arc::new(|local: Rc<LocalStore>| Box::pin(async move { local.stopping().await })))
+    }
+
+    /// As [`Engine::start`], with `service` running on every core.
+    ///
+    /// # Errors
+    /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
+    /// let us use io_uring. [`Kind::Startup`]: anything else.
+    pub fn start_with(config: &Config, service: Service) -> Result<Engine> {
         config.check()?;
         let mut notices = Vec::new();
         // The ring first: without it there is no need to make a folder.
