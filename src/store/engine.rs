@@ -105,7 +105,7 @@ impl Engine {
                 mailbox,
                 service: service.clone(),
                 orders,
-                started: started_sender.clone(),
+                started: Some(started_sender.clone()),
                 recovered: (index == 0).then(|| recovered_sender.clone()),
             };
             let thread = std::thread::Builder::new()
@@ -117,7 +117,10 @@ impl Engine {
         drop((started_sender, recovered_sender));
 
         // Core 0 reads what is there; the others wait for what it finds.
-        let Ok(found) = recovered.recv() else { return Err(first_failure(threads)) };
+        let Ok(found) = recovered.recv() else {
+            drop(orders_senders); // they wait for no orders any more
+            return Err(first_failure(threads));
+        };
         let namespace = Namespace::default();
         let began = Instant::now();
         let records = found.records.len();
@@ -137,12 +140,11 @@ impl Engine {
         );
         let (shared, receivers) =
             Shared::new(config.cores, namespace, space.clone(), found.generation_max + 1);
-        for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
+        for (index, (sender, messages)) in orders_senders.into_iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
             let orders = Orders { shared: shared.clone(), messages, continuation };
-            if sender.send(orders).is_err() {
-                return Err(first_failure(threads));
-            }
+            // Where this fails, the core is gone, and its part of `started` with it.
+            let _ = sender.send(orders);
         }
         for _ in 0..config.cores {
             match started.recv() {
