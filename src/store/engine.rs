@@ -242,7 +242,8 @@ struct CoreThread {
     mailbox: Arc<Mailbox>,
     service: Service,
     orders: mpsc::Receiver<Orders>,
-    started: mpsc::Sender<Option<String>>,
+    /// Gone once told, so that a core that ends before it could tell is noticed.
+    started: Option<mpsc::Sender<Option<String>>>,
     recovered: Option<mpsc::Sender<Found>>,
 }
 
@@ -293,12 +294,16 @@ impl CoreThread {
         let local = LocalStore::new(core, orders.shared, log, keeper, metrics);
         let listening = core.spawn(local.clone().listen(orders.messages));
         let service = core.spawn((self.service)(local.clone()));
-        let _ = self.started.send(notice);
+        if let Some(started) = self.started.take() {
+            let _ = started.send(notice);
+        }
 
         local.stopping().await;
         service.await;
-        let outcome = local.close().await;
+        // What was asked for is done and answered; then nothing more is asked for.
+        let flushed = local.flush().await;
         listening.cancel().await;
+        let outcome = flushed.and(local.close().await);
         flushing.cancel().await;
         keeping.cancel().await;
         outcome

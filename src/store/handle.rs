@@ -18,7 +18,7 @@ use super::object::{Metadata, Object};
 use super::reader::{More, Piece, Reader};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{Receiver, Sender, channel};
+use crate::runtime::{Either, Receiver, Sender, channel, race};
 
 /// A running store. Clones are the same store.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl Store {
                 }
                 // The other side is gone: dropping the writer interrupts the object.
             };
-            local.core().spawn(serving).detach();
+            local.spawn_call(serving);
             Ok(object)
         })
         .await?;
@@ -96,15 +96,19 @@ impl Store {
         Ok(self.reader(object, offset))
     }
 
-    /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind
-    /// but a wait that ends with the name's beginning.
+    /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// [`Kind::Closed`].
     pub async fn open_when_begun(&self, context: &Context, name: &Name, offset: u64) -> Result<StoreReader> {
         let (context, name) = (context.clone(), name.clone());
+        // Goes with this future, and takes the wait with it.
+        let (_waiting, mut given_up) = channel::<()>();
         let object = call_on(&self.shared, self.any_core(), move |local| async move {
-            Ok(local.find_when_begun(&context, &name).await)
+            match race(local.find_when_begun(&context, &name), given_up.receive()).await {
+                Either::First(object) => Ok(object),
+                Either::Second(_) => Err(gone()),
+            }
         })
         .await?;
         Ok(self.reader(object, offset))
@@ -117,10 +121,14 @@ impl Store {
             let reader = Rc::new(RefCell::new(local.read(watched, offset)));
             let serving = async move {
                 while let Some((length_max, done)) = received.receive().await {
-                    done.send(next_bytes(&reader, length_max).await);
+                    // There is one order at a time: what comes meanwhile is that the other side is gone.
+                    match race(next_bytes(&reader, length_max), received.receive()).await {
+                        Either::First(outcome) => done.send(outcome),
+                        Either::Second(_) => return,
+                    }
                 }
             };
-            local.core().spawn(serving).detach();
+            local.spawn_call(serving);
         });
         StoreReader { object, orders, pending: None }
     }

@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
 use crate::log::{Keeper, Log, Placement, Sink, Space};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
-use crate::runtime::{Core, Receiver, Sender, channel};
+use crate::runtime::{Core, Receiver, Sender, TaskGroup, channel, yield_now};
 
 /// What all cores of a store share.
 pub struct Shared {
@@ -103,6 +103,8 @@ pub struct LocalStore {
     keeper: Rc<Keeper>,
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
+    /// What runs here for other threads.
+    calls: TaskGroup,
     metrics: Rc<CoreMetrics>,
 }
 
@@ -277,6 +279,7 @@ impl LocalStore {
             keeper,
             names: Rc::default(),
             stopping: Rc::default(),
+            calls: TaskGroup::default(),
             metrics,
         })
     }
@@ -427,6 +430,7 @@ impl LocalStore {
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
         }
+        let count = objects.len();
         let (done, mut outcomes) = channel();
         for object in objects {
             object.set_deleted();
@@ -435,8 +439,9 @@ impl LocalStore {
             self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
         }
         drop(done);
-        while let Some(outcome) = outcomes.receive().await {
-            outcome?;
+        for _ in 0..count {
+            let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
+            outcomes.receive().await.unwrap_or_else(|| Err(gone()))?;
         }
         Ok(())
     }
@@ -541,9 +546,24 @@ impl LocalStore {
         metrics.snapshot()
     }
 
+    /// Runs something for another thread, until it is done or the store comes to its end.
+    pub(super) fn spawn_call(&self, call: impl Future<Output = ()> + 'static) {
+        self.calls.spawn(&self.core, call);
+    }
+
     /// Writes what is appended and waits until it is durable.
-    pub(super) async fn close(&self) -> Result<()> {
+    pub(super) async fn flush(&self) -> Result<()> {
         self.log.flush(&Context::background()).await
+    }
+
+    /// Ends what runs for other threads, makes durable what that leaves behind, and takes nothing more.
+    pub(super) async fn close(&self) -> Result<()> {
+        self.calls.cancel().await;
+        // Writers that are gone have their turn to say so.
+        yield_now().await;
+        let outcome = self.flush().await;
+        self.log.close();
+        outcome
     }
 }
 
@@ -569,7 +589,7 @@ pub(super) fn record(
 pub(super) type Answer<T> = Sender<Result<T>>;
 
 /// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
-/// leaves the call to run to its end.
+/// leaves the call to run to its end, which is that of the store at the latest.
 pub(super) async fn call_on<T, F>(
     shared: &Shared,
     core: usize,
@@ -582,7 +602,7 @@ where
     let (answer, mut answers): (Answer<T>, _) = channel();
     shared.call(core, move |local| {
         let future = call(local.clone());
-        local.core.spawn(async move { answer.send(future.await) }).detach();
+        local.spawn_call(async move { answer.send(future.await) });
     });
     match answers.receive().await {
         Some(outcome) => outcome,
