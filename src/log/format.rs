@@ -162,8 +162,9 @@ impl SegmentHeader {
         }
         let version = take_u32(bytes, 12);
         if version != VERSION {
-            let message =
-                format!("the segment is of format version {version}, and this program reads version {VERSION}");
+            let message = format!(
+                "the segment is of format version {version}, and this program reads version {VERSION}"
+            );
             return Err(Error::new(Kind::Damaged, message));
         }
         Ok(Some(SegmentHeader {

@@ -118,7 +118,11 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
                 if !scan.blocks.is_empty() {
                     invalidate(core, space, scan.number).await?;
                 }
-                space.give_back(Empty { number: scan.number, file: Some(scan.file.clone()), keeps: Vec::new() });
+                space.give_back(Empty {
+                    number: scan.number,
+                    file: Some(scan.file.clone()),
+                    keeps: Vec::new(),
+                });
                 None
             }
         });
@@ -264,7 +268,9 @@ async fn scan(
                         .iter()
                         .enumerate()
                         .filter(|(_, (record, _))| record.kind == RecordKind::Create)
-                        .map(|(index, (record, at))| (index, bytes[*at..at + record.length as usize].to_vec()))
+                        .map(|(index, (record, at))| {
+                            (index, bytes[*at..at + record.length as usize].to_vec())
+                        })
                         .collect();
                     blocks.push(ScannedBlock { header: block, records, metadata });
                     next = (position + u64::from(block.length)).next_multiple_of(ALIGNMENT as u64);
@@ -318,7 +324,8 @@ impl Gap {
 
 /// Settles which blocks count, by the rules in the header of the room.
 fn resolve(found: &mut [Found]) -> Resolution {
-    found.sort_by_key(|found| (found.header.log, found.header.sequence, std::cmp::Reverse(found.header.term)));
+    found
+        .sort_by_key(|found| (found.header.log, found.header.sequence, std::cmp::Reverse(found.header.term)));
     let mut resolution = Resolution::default();
     for log in found.chunk_by(|first, second| first.header.log == second.header.log) {
         let number = log[0].header.log;
@@ -401,7 +408,8 @@ mod tests {
 
     fn counting(blocks: &[(usize, u64, u64, u32, u64)]) -> (Vec<(usize, u64)>, Continuation, usize) {
         let resolution = resolve(&mut found(blocks));
-        let counting = resolution.counting.iter().map(|found| (found.segment, found.header.sequence)).collect();
+        let counting =
+            resolution.counting.iter().map(|found| (found.segment, found.header.sequence)).collect();
         (counting, resolution.logs.get(&0).copied().unwrap_or_default(), resolution.gaps.len())
     }
 

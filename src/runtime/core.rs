@@ -292,11 +292,8 @@ struct Entered;
 
 impl Entered {
     fn new(core: &Core) -> Entered {
-        let current = Current {
-            identity: core.mailbox.identity,
-            ready: core.ready.clone(),
-            ring: core.ring.clone(),
-        };
+        let current =
+            Current { identity: core.mailbox.identity, ready: core.ready.clone(), ring: core.ring.clone() };
         let former = CURRENT.replace(Some(current));
         assert!(former.is_none(), "a core runs inside of another");
         Entered
@@ -387,7 +384,6 @@ pub fn allowed_processors() -> Vec<usize> {
         Err(_) => vec![0],
     }
 }
-
 
 #[cfg(test)]
 pub(super) mod tests {

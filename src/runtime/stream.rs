@@ -70,7 +70,9 @@ impl Stream {
 
     /// The other side's address, if it is still connected.
     pub fn peer(&self) -> Option<SocketAddr> {
-        rustix::net::getpeername(&*self.descriptor).ok()?.and_then(|address| SocketAddr::try_from(address).ok())
+        rustix::net::getpeername(&*self.descriptor)
+            .ok()?
+            .and_then(|address| SocketAddr::try_from(address).ok())
     }
 
     /// Takes what is there into the buffers, in order. None: nothing is there yet. Zero: the peer has finished.
@@ -112,9 +114,7 @@ impl Stream {
         loop {
             let outcome = match buffers {
                 [one] => rustix::net::send(&*self.descriptor, one, flags),
-                several => {
-                    rustix::net::sendmsg(&*self.descriptor, several, &mut Default::default(), flags)
-                }
+                several => rustix::net::sendmsg(&*self.descriptor, several, &mut Default::default(), flags),
             };
             match outcome {
                 Ok(count) => return Ok(Some(count)),
@@ -187,4 +187,3 @@ impl Stream {
 fn errno_of(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
 }
-

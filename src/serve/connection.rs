@@ -311,9 +311,9 @@ impl Connection {
         self.record(method, problem.status);
         let mut out = Vec::new();
         let with_body = method != Method::HEAD;
-        let committed = self
-            .here
-            .with_date(|date| write_problem(&mut out, problem, &id, version, !problem.close, with_body, date));
+        let committed = self.here.with_date(|date| {
+            write_problem(&mut out, problem, &id, version, !problem.close, with_body, date)
+        });
         self.send(&out, false).await?;
         Ok(if problem.close || !committed.keep_alive { Next::Linger } else { Next::Request })
     }

@@ -81,7 +81,11 @@ pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Re
         Ok(object) => reply_created(connection, request, &object).await,
         Err(Failed::Problem(problem)) => connection.reply_problem(request, &problem).await,
         Err(Failed::Broken(broken)) => {
-            tracing::info!(path = request.head.path, ?broken, "the writer went away: the object is interrupted");
+            tracing::info!(
+                path = request.head.path,
+                ?broken,
+                "the writer went away: the object is interrupted"
+            );
             Err(broken)
         }
     }

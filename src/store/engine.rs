@@ -125,8 +125,7 @@ impl Engine {
             seconds = (found.elapsed + began.elapsed()).as_secs_f64(),
             "recovered"
         );
-        let (shared, receivers) =
-            Shared::new(config.cores, namespace, space.clone(), found.generation_max + 1);
+        let (shared, receivers) = Shared::new(config.cores, namespace, found.generation_max + 1);
         for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
             let orders = Orders { shared: shared.clone(), messages, continuation };
@@ -185,9 +184,9 @@ impl Engine {
         self.shared.stop();
         let mut outcome = Ok(());
         for thread in self.threads.drain(..) {
-            let ended = thread
-                .join()
-                .unwrap_or_else(|_| Err(Error::new(Kind::Closed, "a core ended by a panic; its log is whole")));
+            let ended = thread.join().unwrap_or_else(|_| {
+                Err(Error::new(Kind::Closed, "a core ended by a panic; its log is whole"))
+            });
             outcome = outcome.and(ended);
         }
         outcome
@@ -246,7 +245,8 @@ impl CoreThread {
         let index = self.index;
         let inner = core.clone();
         let outcome = core.run(async move { self.live(&inner).await });
-        outcome.map_err(|errno| Error::new(Kind::Closed, format!("the ring of core {index} failed: {errno}")))?
+        outcome
+            .map_err(|errno| Error::new(Kind::Closed, format!("the ring of core {index} failed: {errno}")))?
     }
 
     async fn live(&mut self, core: &Rc<Core>) -> Result<()> {
@@ -295,11 +295,16 @@ impl CoreThread {
         let piece_length = PIECE_LENGTH.max(self.config.block_bytes).next_multiple_of(4096);
         let pieces = (self.config.arena_bytes / piece_length).max(4);
         let arena = Arena::new(pieces, piece_length).map_err(|errno| {
-            Error::new(Kind::Startup, format!("no memory for an arena of {} bytes: {errno}", self.config.arena_bytes))
+            Error::new(
+                Kind::Startup,
+                format!("no memory for an arena of {} bytes: {errno}", self.config.arena_bytes),
+            )
         })?;
         let notice = core.ring().register_arena(&arena).err().map(|errno| {
             let cause = match errno {
-                Errno::NOMEM => "the memlock limit is too small: raise it (ulimit -l, LimitMEMLOCK=)".to_owned(),
+                Errno::NOMEM => {
+                    "the memlock limit is too small: raise it (ulimit -l, LimitMEMLOCK=)".to_owned()
+                }
                 errno => errno.to_string(),
             };
             format!("blocks are written from plain memory, which costs some CPU: {cause}")

@@ -188,7 +188,8 @@ impl StoreWriter {
         timestamp_microseconds: u64,
         bytes: Bytes,
     ) -> Result<()> {
-        self.order(|done| WriterOrder::Append(context.clone(), Some(timestamp_microseconds), bytes, done)).await
+        self.order(|done| WriterOrder::Append(context.clone(), Some(timestamp_microseconds), bytes, done))
+            .await
     }
 
     /// Seals the object; durable when this returns. Dropping the future leaves the seal to go on by itself.

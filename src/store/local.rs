@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use super::extents::{Extent, Tail};
@@ -19,19 +19,21 @@ use super::writer::Writer;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{Keeper, Log, Placement, Sink, Space};
+use crate::log::{Keeper, Log, Placement, Sink};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
 use crate::runtime::{Core, Receiver, Sender, channel};
 
 /// What all cores of a store share.
 pub struct Shared {
     pub(super) namespace: Namespace,
-    pub(super) space: Arc<Space>,
     next_generation: AtomicU64,
     peers: Vec<Sender<Message>>,
     stopping: AtomicBool,
     started: Instant,
 }
+
+/// Something to run on a core.
+type Call = Box<dyn FnOnce(&Rc<LocalStore>) + Send>;
 
 /// What one core says to another, or a foreign thread to a core.
 pub(super) enum Message {
@@ -42,7 +44,7 @@ pub(super) enum Message {
     /// The deletion of this object is to be logged; then who asked is told.
     Delete(Arc<Object>, Sender<Result<()>>),
     /// Something to run here.
-    Call(Box<dyn FnOnce(&Rc<LocalStore>) + Send>),
+    Call(Call),
 }
 
 impl Shared {
@@ -50,13 +52,11 @@ impl Shared {
     pub(super) fn new(
         cores: usize,
         namespace: Namespace,
-        space: Arc<Space>,
         next_generation: u64,
     ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
         let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
         let shared = Shared {
             namespace,
-            space,
             next_generation: AtomicU64::new(next_generation),
             peers,
             stopping: AtomicBool::new(false),
@@ -448,10 +448,15 @@ impl LocalStore {
             self.log.room(&context, 0, true).await?;
             let timestamp = microseconds(SystemTime::now());
             let generation = object.generation();
-            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), |length| {
-                let header = record(RecordKind::Delete, length, generation, 0, timestamp);
-                (header, Note::Delete(object.clone()))
-            })?;
+            let appended = self.log.append(
+                0,
+                true,
+                |_| Ok::<_, Error>(0),
+                |length| {
+                    let header = record(RecordKind::Delete, length, generation, 0, timestamp);
+                    (header, Note::Delete(object.clone()))
+                },
+            )?;
             if let Some(appended) = appended {
                 return self.log.acknowledged(&context, appended.sequence).await;
             }
@@ -513,10 +518,15 @@ impl LocalStore {
         let timestamp = microseconds(SystemTime::now());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();
-        let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), |payload_length| {
-            let header = record(kind, payload_length, generation, length, timestamp);
-            (header, Note::End { live: live.clone(), state, at_microseconds: timestamp })
-        })?;
+        let appended = self.log.append(
+            0,
+            true,
+            |_| Ok::<_, Error>(0),
+            |payload_length| {
+                let header = record(kind, payload_length, generation, length, timestamp);
+                (header, Note::End { live: live.clone(), state, at_microseconds: timestamp })
+            },
+        )?;
         Ok(appended.map(|appended| appended.sequence))
     }
 
