@@ -387,10 +387,10 @@ impl<S: Sink> Log<S> {
         if state.open.as_ref().is_some_and(fits) {
             return true;
         }
+        if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
+            return false;
+        }
         if state.open.as_ref().is_some_and(|open| open.records > 0) {
-            if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
-                return false;
-            }
             self.close_block(state);
         }
         let length = BLOCK_HEADER_LENGTH + record_length(least);
