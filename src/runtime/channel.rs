@@ -56,9 +56,11 @@ impl<T> Shared<T> {
 impl<T> Sender<T> {
     /// Sends a message. It is dropped where the receiver is gone.
     pub fn send(&self, message: T) {
-        if self.shared.received.load(Ordering::Acquire) {
-            self.shared.queue.push(message);
-            self.shared.wake();
+        self.shared.queue.push(message);
+        self.shared.wake();
+        // After the push: either the receiver's last look has seen the message, or this sees that it is gone.
+        if !self.shared.received.load(Ordering::SeqCst) {
+            while self.shared.queue.pop().is_some() {}
         }
     }
 }
@@ -105,7 +107,7 @@ impl<T> Receiver<T> {
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        self.shared.received.store(false, Ordering::Release);
+        self.shared.received.store(false, Ordering::SeqCst);
         while self.shared.queue.pop().is_some() {}
     }
 }

@@ -263,7 +263,6 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
     loop {
         let descriptor = match listener.accept(&core).await {
             Ok(descriptor) => descriptor,
-            Err(Errno::CANCELED) => return,
             Err(Errno::CONNABORTED | Errno::INTR | Errno::AGAIN | Errno::PROTO) => continue,
             Err(errno) => {
                 // No descriptors or no memory: clients wait in the backlog until some are free again.

@@ -1,12 +1,11 @@
 //! The store as one core sees it: its log, its registries, and the messages from other cores.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::extents::{Extent, Tail};
 use super::listing::ListingQuery;
@@ -21,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
 use crate::log::{Keeper, Log, Placement, Sink};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
-use crate::runtime::{Core, Receiver, Sender, channel};
+use crate::runtime::{Core, Receiver, Sender, TaskGroup, channel};
 
 /// What all cores of a store share.
 pub struct Shared {
@@ -30,6 +29,7 @@ pub struct Shared {
     peers: Vec<Sender<Message>>,
     stopping: AtomicBool,
     started: Instant,
+    may_splice: bool,
 }
 
 /// Something to run on a core.
@@ -53,6 +53,7 @@ impl Shared {
         cores: usize,
         namespace: Namespace,
         next_generation: u64,
+        may_splice: bool,
     ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
         let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
         let shared = Shared {
@@ -61,6 +62,7 @@ impl Shared {
             peers,
             stopping: AtomicBool::new(false),
             started: Instant::now(),
+            may_splice,
         };
         (Arc::new(shared), receivers)
     }
@@ -76,8 +78,18 @@ impl Shared {
     }
 
     /// How long ago the store was started.
-    pub(super) fn elapsed(&self) -> std::time::Duration {
+    pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Whether bytes may go from the segment files to sockets as pages of the page cache.
+    pub fn may_splice(&self) -> bool {
+        self.may_splice
+    }
+
+    /// Whether the store is to come to an end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// The names.
@@ -104,6 +116,10 @@ pub struct LocalStore {
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
     metrics: Rc<CoreMetrics>,
+    /// What runs here on behalf of others; ends with the store.
+    tasks: TaskGroup,
+    /// Interruptions on their way into the log.
+    endings: TaskGroup,
 }
 
 /// What an append leaves behind until it is durable.
@@ -126,6 +142,8 @@ pub(super) enum Note {
 /// An object that is being written on this core.
 pub(super) struct Live {
     pub object: Arc<Object>,
+    /// The last of the core's blocks, as they became durable, in which it has grown.
+    touched_in: Cell<u64>,
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
@@ -133,7 +151,8 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
-        Rc::new(Live { tail: RefCell::new(object.extents().tail()), parts: RefCell::default(), object })
+        let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
+        Rc::new(Live { object, touched_in: Cell::new(0), tail, parts })
     }
 
     /// Adds bytes that are durable; true when that makes an append whole.
@@ -163,8 +182,9 @@ pub(super) struct Commits {
     metrics: Rc<CoreMetrics>,
     grown: Rc<Registry<u64>>,
     /// Objects that have changed in the block at hand.
-    touched: RefCell<Vec<Arc<Object>>>,
-    touched_generations: RefCell<HashSet<u64>>,
+    touched: RefCell<Vec<Rc<Live>>>,
+    /// How many blocks have become durable, this one included.
+    blocks: Cell<u64>,
 }
 
 impl Sink for Commits {
@@ -174,6 +194,7 @@ impl Sink for Commits {
         match note {
             Note::Create(live) => live.object.anchor(placement.segment),
             Note::Append { live, offset, continued } => {
+                self.touch(&live);
                 let object = &live.object;
                 let extent = Extent {
                     offset,
@@ -188,11 +209,10 @@ impl Sink for Commits {
                     self.metrics.appends.increment();
                     self.metrics.append_to_acknowledged.record(placement.appended.elapsed());
                 }
-                self.touch(object);
             }
             Note::End { live, state, at_microseconds } => {
                 live.object.anchor(placement.segment);
-                self.end(&live.object, state, at_microseconds);
+                self.end(&live, state, at_microseconds);
             }
             Note::Delete(object) => {
                 for segment in object.segments() {
@@ -203,19 +223,38 @@ impl Sink for Commits {
     }
 
     fn block_done(&self) {
-        self.touched_generations.borrow_mut().clear();
-        let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
-        for object in touched.drain(..) {
-            self.announce(&object);
+        self.blocks.set(self.blocks.get() + 1);
+        let mut touched = self.touched.take();
+        for live in touched.drain(..) {
+            self.announce(&live.object);
         }
-        *self.touched.borrow_mut() = touched;
+        self.touched.replace(touched);
+    }
+
+    fn failed(&self, note: Note) {
+        match note {
+            Note::Create(live) | Note::Append { live, .. } | Note::End { live, .. } => {
+                self.end_without_log(&live)
+            }
+            // Who asked for the deletion learns of the failure; a restart may find the object again.
+            Note::Delete(_) => {}
+        }
     }
 }
 
 impl Commits {
-    fn touch(&self, object: &Arc<Object>) {
-        if self.touched_generations.borrow_mut().insert(object.generation()) {
-            self.touched.borrow_mut().push(object.clone());
+    fn touch(&self, live: &Rc<Live>) {
+        if live.touched_in.replace(self.blocks.get()) != self.blocks.get() {
+            self.touched.borrow_mut().push(live.clone());
+        }
+    }
+
+    /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
+    /// interrupted all the same.
+    fn end_without_log(&self, live: &Rc<Live>) {
+        if live.object.state() == State::Live {
+            self.end(live, State::Interrupted, microseconds(SystemTime::now()));
+            self.block_done();
         }
     }
 
@@ -236,14 +275,15 @@ impl Commits {
     }
 
     /// The object has ended; what it supersedes is deleted.
-    fn end(&self, object: &Arc<Object>, state: State, at_microseconds: u64) {
+    fn end(&self, live: &Rc<Live>, state: State, at_microseconds: u64) {
+        let object = &live.object;
         object.end(state, at_microseconds);
         self.metrics.objects_live.decrement();
         match state {
             State::Sealed => self.metrics.objects_sealed.increment(),
             _ => self.metrics.objects_interrupted.increment(),
         }
-        self.touch(object);
+        self.touch(live);
         for superseded in self.shared.namespace.settle(object.name()) {
             superseded.set_deleted();
             let (done, _) = channel();
@@ -266,7 +306,7 @@ impl LocalStore {
             metrics: metrics.clone(),
             grown: Rc::default(),
             touched: RefCell::default(),
-            touched_generations: RefCell::default(),
+            blocks: Cell::new(1),
         });
         log.set_sink(&commits);
         Rc::new(LocalStore {
@@ -278,6 +318,8 @@ impl LocalStore {
             names: Rc::default(),
             stopping: Rc::default(),
             metrics,
+            tasks: TaskGroup::default(),
+            endings: TaskGroup::default(),
         })
     }
 
@@ -289,12 +331,16 @@ impl LocalStore {
                 Message::Begun(name) => self.names.wake(&name),
                 Message::Delete(object, done) => {
                     let local = self.clone();
-                    let task = async move { done.send(local.log_deletion(object).await) };
-                    self.core.spawn(task).detach();
+                    self.spawn(async move { done.send(local.log_deletion(object).await) });
                 }
                 Message::Call(call) => call(&self),
             }
         }
+    }
+
+    /// Runs something on this core until the store comes to an end.
+    pub(super) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.tasks.spawn(&self.core, future);
     }
 
     /// The core.
@@ -397,6 +443,7 @@ impl LocalStore {
 
     /// Waits until a name serves something. Dropping the future leaves nothing behind.
     pub async fn find_when_begun(&self, _context: &Context, name: &Name) -> Arc<Object> {
+        let _leaving = LeaveName { local: self, name };
         let (shared, core, wanted) = (self.shared.clone(), self.core.index(), name.clone());
         self.names
             .wait(name.clone(), move |registered| match registered {
@@ -501,16 +548,12 @@ impl LocalStore {
                 local.end_without_log(&live);
             }
         };
-        self.core.spawn(task).detach();
+        self.endings.spawn(&self.core, task);
     }
 
-    /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
-    /// interrupted all the same.
-    pub(super) fn end_without_log(&self, live: &Live) {
-        if live.object.state() == State::Live {
-            self.commits.end(&live.object, State::Interrupted, microseconds(SystemTime::now()));
-            self.commits.block_done();
-        }
+    /// Ends an object as interrupted though that could not be logged.
+    pub(super) fn end_without_log(&self, live: &Rc<Live>) {
+        self.commits.end_without_log(live);
     }
 
     /// Puts the end of an object into the log. None: there is no room now.
@@ -541,9 +584,33 @@ impl LocalStore {
         metrics.snapshot()
     }
 
-    /// Writes what is appended and waits until it is durable.
+    /// Ends what runs here on behalf of others, writes what is appended and waits until it is durable.
     pub(super) async fn close(&self) -> Result<()> {
+        self.tasks.cancel().await;
+        // Writers that were dropped just now leave their interruptions to be logged.
+        let limit = self.core.now() + ENDINGS_LIMIT;
+        while !self.endings.is_empty() && self.core.now() < limit {
+            self.core.sleep(Duration::from_millis(1)).await;
+        }
+        self.endings.cancel().await;
         self.log.flush(&Context::background()).await
+    }
+}
+
+/// How long interruptions may take to get into the log when the store comes to an end.
+const ENDINGS_LIMIT: Duration = Duration::from_secs(2);
+
+/// A wait for a name: the last one of a core to leave says so.
+struct LeaveName<'a> {
+    local: &'a LocalStore,
+    name: &'a Name,
+}
+
+impl Drop for LeaveName<'_> {
+    fn drop(&mut self) {
+        if !self.local.names.has(self.name) {
+            self.local.shared.namespace.no_longer_await(self.name, self.local.core.index());
+        }
     }
 }
 
@@ -582,7 +649,7 @@ where
     let (answer, mut answers): (Answer<T>, _) = channel();
     shared.call(core, move |local| {
         let future = call(local.clone());
-        local.core.spawn(async move { answer.send(future.await) }).detach();
+        local.spawn(async move { answer.send(future.await) });
     });
     match answers.receive().await {
         Some(outcome) => outcome,
