@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rustix::io::Errno;
 use tracing::Instrument;
 
-use super::head::{Framing, Head, Limits, Parsed, Version, parse_more};
+use super::head::{Head, Limits, Parsed, Version, parse_more};
 use super::problem::Problem;
 use super::reply::{Body, Committed, ReplyHead, write_problem};
 use super::server::{Door, Here, within};
@@ -284,7 +284,7 @@ impl Connection {
         if problem.status.is_server_error() {
             tracing::warn!(%problem, method = %request.head.method, path = request.head.path, "failed");
         }
-        let has_body = request.head.framing != Framing::None;
+        let has_body = request.head.framing.has_body();
         let keep_alive = request.head.keep_alive && !has_body && !self.here.is_draining();
         let mut out = Vec::new();
         let (version, with_body) = (request.head.version, request.head.method != Method::HEAD);

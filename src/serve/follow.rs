@@ -58,7 +58,7 @@ impl Plan {
 pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
     let head = &request.head;
     let Target::Object { name, query } = &head.target else { unreachable!("only objects are read") };
-    if head.framing != super::head::Framing::None && head.framing != super::head::Framing::Length(0) {
+    if head.framing.has_body() {
         let problem = Problem::bad_request("a GET has no body here").closing();
         return connection.reply_problem(request, &problem).await;
     }
