@@ -14,9 +14,9 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
     SegmentHeader, records_of,
 };
-use super::segment::{Empty, Segment, Space, lock, open_for_reading};
+use super::segment::{Empty, Segment, Space, header_region, lock, open_for_reading, zeroed_region};
 use crate::error::{Error, Kind, Result};
-use crate::ring::{Arena, Descriptor, OpenMode};
+use crate::ring::{Descriptor, OpenMode};
 use crate::runtime::Core;
 
 /// How much is read at a time, in bytes.
@@ -106,8 +106,16 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
 
     let mut segments: Vec<Option<Arc<Segment>>> = Vec::new();
     let mut is_used = vec![false; scans.len()];
+    let mut counts: Vec<Vec<bool>> = scans.iter().map(|scan| vec![false; scan.blocks.len()]).collect();
     for found in &resolution.counting {
         is_used[found.segment] = true;
+        counts[found.segment][found.place] = true;
+    }
+    // Why a block does not count may be written in segments that are used again one day: it is made unreadable now.
+    for (index, scan) in scans.iter().enumerate().filter(|(index, _)| is_used[*index]) {
+        let void = scan.blocks.iter().zip(&counts[index]).filter(|(_, counts)| !**counts);
+        let positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
+        clear_blocks(core, space, scan.number, &positions).await?;
     }
     for (index, scan) in scans.iter().enumerate() {
         segments.push(match scan.header {
@@ -116,7 +124,7 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
             }
             _ => {
                 if !scan.blocks.is_empty() {
-                    invalidate(core, space, scan.number).await?;
+                    invalidate(core, space, scan).await?;
                 }
                 space.give_back(Empty {
                     number: scan.number,
@@ -167,15 +175,29 @@ fn list(space: &Space) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Makes sure that what lies in a segment of which nothing counts never will.
-async fn invalidate(core: &Rc<Core>, space: &Space, number: u64) -> Result<()> {
-    let path = Space::path(&space.settings().folder, number);
+/// Makes sure that what lies in a segment of which nothing counts never will: gives it another epoch.
+async fn invalidate(core: &Rc<Core>, space: &Space, scan: &Scan) -> Result<()> {
+    let Some(header) = scan.header else { return Ok(()) };
+    let path = Space::path(&space.settings().folder, scan.number);
     let failed = |errno| Error::device(format!("cannot clear {}", path.display()), errno);
     let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
-    let arena = Arena::new(1, SEGMENT_HEADER_LENGTH).map_err(failed)?;
-    let mut fill = arena.take().ok_or_else(|| failed(Errno::NOMEM))?;
-    let zeroes = fill.commit(SEGMENT_HEADER_LENGTH);
-    core.write(&file, None, 0, zeroes, true).await.map_err(failed)
+    let region = header_region(&SegmentHeader { epoch: space.take_epoch(), ..header }).map_err(failed)?;
+    core.write(&file, None, 0, region, true).await.map_err(failed)
+}
+
+/// Overwrites the headers of blocks that do not count, in a segment where others do.
+async fn clear_blocks(core: &Rc<Core>, space: &Space, number: u64, positions: &[u64]) -> Result<()> {
+    if positions.is_empty() {
+        return Ok(());
+    }
+    let path = Space::path(&space.settings().folder, number);
+    let failed = |errno| Error::device(format!("cannot clear blocks in {}", path.display()), errno);
+    let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
+    let zeroes = zeroed_region(ALIGNMENT).map_err(failed)?;
+    for &position in positions {
+        core.write(&file, None, position, zeroes.clone(), true).await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 struct Scan {

@@ -20,6 +20,9 @@ use crate::error::{Error, Kind, Result};
 use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Region};
 use crate::runtime::{Core, Sender, channel};
 
+/// How long initialising pauses after each write while blocks are being written.
+const PAUSE_WHEN_BUSY: Duration = Duration::from_millis(5);
+
 /// A segment in use: active or filled. Shared by all who refer to bytes in it.
 pub struct Segment {
     number: u64,
@@ -121,6 +124,8 @@ pub struct Space {
     next_number: AtomicU64,
     next_epoch: AtomicU64,
     free: Mutex<Vec<Empty>>,
+    /// Files that failed: never used again, and neither is what must stay as long as they do.
+    set_aside: Mutex<Vec<Empty>>,
     keepers: Mutex<Vec<Sender<()>>>,
 }
 
@@ -132,6 +137,7 @@ impl Space {
             next_number: AtomicU64::new(1),
             next_epoch: AtomicU64::new(1),
             free: Mutex::default(),
+            set_aside: Mutex::default(),
             keepers: Mutex::default(),
         })
     }
@@ -150,6 +156,16 @@ impl Space {
     pub(super) fn resume_after(&self, number: u64, epoch: u64) {
         self.next_number.fetch_max(number + 1, Ordering::Relaxed);
         self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
+    }
+
+    /// The next epoch; whoever takes it makes a segment durable with it.
+    pub(super) fn take_epoch(&self) -> u64 {
+        self.next_epoch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An epoch that no segment has had.
+    pub fn next_epoch(&self) -> u64 {
+        self.next_epoch.load(Ordering::Relaxed)
     }
 
     /// Takes a file in which nothing is alive any more.
@@ -181,6 +197,15 @@ pub(super) struct Prepared {
     pub writing: Arc<Descriptor>,
 }
 
+/// The log that a keeper works for.
+pub(super) trait KeeperClient {
+    /// A segment has been prepared, or could not be.
+    fn prepared(&self);
+
+    /// Whether blocks are being written.
+    fn is_busy(&self) -> bool;
+}
+
 /// Keeps segments prepared for one core's log.
 pub struct Keeper {
     core: Rc<Core>,
@@ -188,10 +213,11 @@ pub struct Keeper {
     prepared: RefCell<VecDeque<Prepared>>,
     /// Why the last attempt to prepare a segment failed, until one succeeds.
     trouble: RefCell<Option<Error>>,
-    /// Whether this keeper has made a segment since the start.
-    begun: Cell<bool>,
+    /// The log has asked for a segment when there was none.
+    starving: Cell<bool>,
+    attempts: Cell<u64>,
     work: Sender<()>,
-    on_prepared: RefCell<Option<Rc<dyn Fn()>>>,
+    client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
 }
 
@@ -205,9 +231,10 @@ impl Keeper {
             space: space.clone(),
             prepared: RefCell::default(),
             trouble: RefCell::default(),
-            begun: Cell::new(false),
+            starving: Cell::new(false),
+            attempts: Cell::new(0),
             work,
-            on_prepared: RefCell::default(),
+            client: RefCell::default(),
             zeroes: RefCell::default(),
         });
         keeper.work.send(());
@@ -241,27 +268,37 @@ impl Keeper {
         self.trouble.borrow().clone()
     }
 
+    /// How many attempts to prepare a segment have come to an end.
+    pub(super) fn attempts(&self) -> u64 {
+        self.attempts.get()
+    }
+
     /// Takes a prepared segment and orders the next one.
     pub(super) fn take(&self) -> Option<Prepared> {
         let prepared = self.prepared.borrow_mut().pop_front();
-        self.work.send(());
+        self.starving.set(prepared.is_none());
+        // Where the last attempt has failed another one follows when there is reason to hope: see `try_again`.
+        if self.trouble.borrow().is_none() {
+            self.work.send(());
+        }
         prepared
     }
 
-    /// Asks for another attempt where the last one failed.
+    /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.
     pub(super) fn try_again(&self) {
         self.work.send(());
     }
 
-    /// Sets what is called when a segment has been prepared, or could not be.
-    pub(super) fn on_prepared(&self, notify: Rc<dyn Fn()>) {
-        *self.on_prepared.borrow_mut() = Some(notify);
+    /// Sets the log that this keeper works for.
+    pub(super) fn set_client(&self, client: Rc<dyn KeeperClient>) {
+        *self.client.borrow_mut() = Some(client);
     }
 
     async fn fill_up(&self) {
         let wanted = self.space.settings.spare_segments.max(1);
         while self.prepared() < wanted {
             let outcome = self.prepare().await;
+            self.attempts.set(self.attempts.get() + 1);
             let failed = outcome.is_err();
             match outcome {
                 Ok(prepared) => {
@@ -275,9 +312,9 @@ impl Keeper {
                     *self.trouble.borrow_mut() = Some(error);
                 }
             }
-            let notify = self.on_prepared.borrow().clone();
-            if let Some(notify) = notify {
-                notify();
+            let client = self.client.borrow().clone();
+            if let Some(client) = client {
+                client.prepared();
             }
             if failed {
                 return;
@@ -299,8 +336,19 @@ impl Keeper {
             Ok(prepared) => Ok(prepared),
             Err((what, errno)) => {
                 let path = Space::path(&settings.folder, empty.number);
-                // What exists of it can be used when there is room again.
-                self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+                let is_for_now = matches!(
+                    errno,
+                    Errno::NOSPC
+                        | Errno::DQUOT
+                        | Errno::MFILE
+                        | Errno::NFILE
+                        | Errno::NOMEM
+                        | Errno::WOULDBLOCK
+                );
+                // What exists of it can be used when there is room again. A file that fails otherwise is left as it
+                // is, and the next attempt takes another.
+                let list = if is_for_now { &self.space.free } else { &self.space.set_aside };
+                list.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
                 Err(Error::device(format!("{what} segment {}", path.display()), errno))
             }
         }
@@ -335,7 +383,7 @@ impl Keeper {
             Some(reading) => reading,
             None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
         };
-        let epoch = self.space.next_epoch.fetch_add(1, Ordering::Relaxed);
+        let epoch = self.space.take_epoch();
         let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
         let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
         let written = self.core.write(&writing, None, 0, region, true).await;
@@ -344,26 +392,34 @@ impl Keeper {
         Ok(Prepared { segment, writing })
     }
 
-    /// Gives a new file its full length and initialised blocks. The very first segment of a run is used at once,
-    /// its blocks not initialised: nobody should wait for it.
+    /// Gives a new file its full length and, where nobody waits for it, initialised blocks.
+    ///
+    /// Writing to blocks that are not initialised changes metadata too, and is slower by a quarter or so; but it is
+    /// much faster than writing everything twice. So a log that waits for a segment gets it as it is, and
+    /// initialising makes way for blocks that are being written.
     async fn initialise(&self, file: &Arc<Descriptor>) -> std::result::Result<(), Errno> {
         let length = self.space.settings.segment_bytes;
-        let in_a_hurry = !self.begun.replace(true);
-        if !in_a_hurry && self.core.allocate(file, length, Allocation::WriteZeroes).await.is_ok() {
+        let nobody_waits = || !self.starving.get();
+        if nobody_waits() && self.core.allocate(file, length, Allocation::WriteZeroes).await.is_ok() {
             return self.core.sync(file).await;
         }
         match self.core.allocate(file, length, Allocation::Reserve).await {
-            // The file system cannot reserve (as on some network ones): writing the zeroes does it.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Ok(()) => {}
+            // The file system cannot reserve: that there is room shows when blocks are written.
+            Err(Errno::OPNOTSUPP) => {
+                rustix::fs::ftruncate(&**file, length)?;
+            }
             Err(errno) => return Err(errno),
         }
-        if !in_a_hurry {
-            let zeroes = self.zeroes()?;
-            let mut position = 0;
-            while position < length {
-                let count = (length - position).min(zeroes.len() as u64) as usize;
-                self.core.write(file, None, position, zeroes.slice(0..count), false).await?;
-                position += count as u64;
+        let zeroes = self.zeroes()?;
+        let mut position = 0;
+        while position < length && nobody_waits() {
+            let count = (length - position).min(zeroes.len() as u64) as usize;
+            self.core.write(file, None, position, zeroes.slice(0..count), false).await?;
+            position += count as u64;
+            let is_busy = self.client.borrow().as_ref().is_some_and(|client| client.is_busy());
+            if is_busy {
+                self.core.sleep(PAUSE_WHEN_BUSY).await;
             }
         }
         self.core.sync(file).await
@@ -401,13 +457,13 @@ pub(super) async fn lock(core: &Rc<Core>, file: &Descriptor) -> std::result::Res
     Err(Errno::WOULDBLOCK)
 }
 
-fn zeroed_region(length: usize) -> std::result::Result<Region, Errno> {
+pub(super) fn zeroed_region(length: usize) -> std::result::Result<Region, Errno> {
     let arena = Arena::new(1, length)?;
     let mut fill = arena.take().ok_or(Errno::NOMEM)?;
     Ok(fill.commit(length))
 }
 
-fn header_region(header: &SegmentHeader) -> std::result::Result<Region, Errno> {
+pub(super) fn header_region(header: &SegmentHeader) -> std::result::Result<Region, Errno> {
     let arena = Arena::new(1, SEGMENT_HEADER_LENGTH.next_multiple_of(ALIGNMENT))?;
     let mut fill = arena.take().ok_or(Errno::NOMEM)?;
     header.encode(fill.space());

@@ -106,10 +106,8 @@ impl From<Elapsed> for Broken {
 pub(super) enum Next {
     /// Another request may come.
     Request,
-    /// All was sent: close.
+    /// All was sent: close, after the client has had time to read it although it may still be sending.
     Close,
-    /// Close, but let the client read the answer although it is still sending.
-    Linger,
 }
 
 pub(super) struct Connection {
@@ -163,11 +161,9 @@ impl Connection {
             };
             match next {
                 Ok(Next::Request) if !self.here.is_draining() => {}
+                // What the client has sent and nobody has read would make closing a reset, and the end of the answer
+                // could be lost with it.
                 Ok(Next::Request | Next::Close) => {
-                    self.stream.finish();
-                    return;
-                }
-                Ok(Next::Linger) => {
                     self.linger().await;
                     return;
                 }
@@ -201,13 +197,15 @@ impl Connection {
                 }
                 None => self.input.release(),
             }
-            if is_idle && self.here.is_draining() {
+            // Who connects to the admin listener while the node drains has a request; it is answered.
+            let ends_with_drain = is_idle && self.door == Door::Data;
+            if ends_with_drain && self.here.is_draining() {
                 return Ok(None);
             }
             let config = self.here.config();
             let limit_seconds = if is_idle { config.idle_seconds } else { config.head_seconds };
             let deadline = *deadline.get_or_insert_with(|| core.now() + Duration::from_secs(limit_seconds));
-            let limit = race(core.sleep_until(deadline), self.here.drained(is_idle));
+            let limit = race(core.sleep_until(deadline), self.here.drained(ends_with_drain));
             match race(self.stream.readable(), limit).await {
                 Either::First(outcome) => outcome?,
                 Either::Second(_) if is_idle => return Ok(None),
@@ -279,7 +277,7 @@ impl Connection {
             out.extend_from_slice(body);
         }
         self.send(&out, false).await?;
-        Ok(self.after(request, committed.keep_alive))
+        Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
     /// Sends the answer that tells of a problem. The body of the request, if there is one, was not read.
@@ -297,7 +295,7 @@ impl Connection {
             .here
             .with_date(|date| write_problem(&mut out, problem, &id, version, keep_alive, with_body, date));
         self.send(&out, false).await?;
-        Ok(if has_body { Next::Linger } else { self.after(request, committed.keep_alive) })
+        Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
     async fn refuse_head(
@@ -315,11 +313,7 @@ impl Connection {
             write_problem(&mut out, problem, &id, version, !problem.close, with_body, date)
         });
         self.send(&out, false).await?;
-        Ok(if problem.close || !committed.keep_alive { Next::Linger } else { Next::Request })
-    }
-
-    fn after(&self, _request: &Request, keep_alive: bool) -> Next {
-        if keep_alive { Next::Request } else { Next::Close }
+        Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
     /// Sends bytes, waiting for a slow client as long as it takes something.

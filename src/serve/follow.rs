@@ -121,10 +121,10 @@ async fn find(
     if let Some(object) = local.find(name) {
         return Ok(Some(object));
     }
-    let Some(wait) = query.wait else { return Ok(None) };
+    let Some(wait) = query.wait.filter(|wait| !wait.is_zero()) else { return Ok(None) };
     let begun = local.find_when_begun(&request.context, name);
     let limit = race(local.core().sleep(wait), connection.here.drained(true));
-    match race(begun, race(limit, connection.stream.hung_up())).await {
+    match race(begun, race(limit, connection.stream.peer_finished())).await {
         Either::First(object) => Ok(Some(object)),
         Either::Second(Either::First(_)) => Ok(None),
         Either::Second(Either::Second(_)) => Err(Broken::Gone),
@@ -188,7 +188,7 @@ fn plan_live(
         return plan_fixed(requested, committed);
     }
     if query.from_live {
-        return Ok(Plan::whole(committed, declared.map(|declared| declared - committed)));
+        return Ok(Plan::whole(committed, declared.map(|declared| declared.saturating_sub(committed))));
     }
     if let Some(declared) = declared {
         return match requested {

@@ -48,12 +48,8 @@ pub(super) struct Shared {
     connections: Vec<Sender<(Door, Descriptor)>>,
     /// How many connections each core has.
     open: Vec<AtomicUsize>,
-}
-
-impl Shared {
-    fn open_connections(&self) -> usize {
-        self.open.iter().map(|count| count.load(Ordering::SeqCst)).sum()
-    }
+    /// How many of all of them are for objects.
+    open_for_data: AtomicUsize,
 }
 
 impl Server {
@@ -78,6 +74,7 @@ impl Server {
         let (data_address, admin_address) = (data.address(), admin.address());
         let (connections, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
         let shared = Arc::new(Shared {
+            open_for_data: AtomicUsize::new(0),
             open: (0..config.cores).map(|_| AtomicUsize::new(0)).collect(),
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
@@ -85,7 +82,7 @@ impl Server {
             config: config.clone(),
         });
         // Each core takes its receiver, core 0 the listeners too, once.
-        let receivers: Arc<Vec<_>> = Arc::new(receivers.into_iter().map(|one| Take::new(one)).collect());
+        let receivers: Arc<Vec<_>> = Arc::new(receivers.into_iter().map(Take::new).collect());
         let listeners = Arc::new(Take::new((data, admin)));
         let service = move |local: Rc<LocalStore>| {
             let (shared, core) = (shared.clone(), local.core().index());
@@ -247,11 +244,11 @@ async fn serve(
     doors.cancel().await;
     here.drain.wake(&());
     let limit = core.now() + Duration::from_secs(here.config().drain_seconds);
-    // Until the last request on any core has ended: it may need this one, and /readyz is answered by core 0.
-    while here.shared.open_connections() > 0 && core.now() < limit {
+    // Until the last one on any core has ended: it may need this core, and core 0 answers /readyz.
+    while here.shared.open_for_data.load(Ordering::SeqCst) > 0 && core.now() < limit {
         core.sleep(Duration::from_millis(20)).await;
     }
-    if !here.connections.is_empty() {
+    if here.shared.open_for_data.load(Ordering::SeqCst) > 0 {
         tracing::warn!(connections = here.connections.len(), "cut at the drain limit");
     }
     here.connections.cancel().await;
@@ -270,7 +267,6 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
     loop {
         let descriptor = match listener.accept(&core).await {
             Ok(descriptor) => descriptor,
-            Err(Errno::CANCELED) => return,
             Err(Errno::CONNABORTED | Errno::INTR | Errno::AGAIN | Errno::PROTO) => continue,
             Err(errno) => {
                 // No descriptors or no memory: clients wait in the backlog until some are free again.
@@ -283,7 +279,8 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         };
         complained = false;
         let open = &here.shared.open;
-        if here.shared.open_connections() >= here.config().connections_max && door == Door::Data {
+        let for_data = here.shared.open_for_data.load(Ordering::SeqCst);
+        if door == Door::Data && for_data >= here.config().connections_max {
             here.local.metrics().connections_refused.increment();
             let stream = Stream::new(core.clone(), descriptor);
             connection::refuse(&here, &stream);
@@ -292,7 +289,10 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         let by_load = || (0..open.len()).min_by_key(|&core| open[core].load(Ordering::Relaxed)).unwrap_or(0);
         // Other cores may be gone already while the node drains.
         let fewest = if here.is_draining() { core.index() } else { by_load() };
-        open[fewest].fetch_add(1, Ordering::SeqCst);
+        open[fewest].fetch_add(1, Ordering::Relaxed);
+        if door == Door::Data {
+            here.shared.open_for_data.fetch_add(1, Ordering::SeqCst);
+        }
         if fewest != core.index() {
             here.local.metrics().core_messages.increment();
         }
@@ -338,8 +338,9 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let core = self.here.local.core().index();
-        self.here.shared.open[core].fetch_sub(1, Ordering::SeqCst);
+        self.here.shared.open[core].fetch_sub(1, Ordering::Relaxed);
         if self.door == Door::Data {
+            self.here.shared.open_for_data.fetch_sub(1, Ordering::SeqCst);
             self.here.local.metrics().connections_open.decrement();
         }
     }

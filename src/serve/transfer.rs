@@ -4,8 +4,12 @@
 //! that a slow reader holds none of it. Older bytes go file -> pipe -> socket where they lie in long runs, and are
 //! read and sent where they lie in short ones: a splice through the ring costs two thread switches, whatever its
 //! length. The filling of a pipe may wait for the disk and is left to the ring; its emptying never waits.
+//!
+//! What was spliced is in the socket as pages of the page cache. Where direct writes pass those by (ext4, XFS), a
+//! segment that is used again meanwhile does not change them; elsewhere nothing is spliced.
 
 use std::io::IoSlice;
+use std::pin::pin;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -52,8 +56,16 @@ pub(super) async fn send_body(
     let mut remaining = length.unwrap_or(u64::MAX);
     let mut head = head;
     let mut turn = 0;
+    let mut gone = pin!(connection.stream.hung_up());
+    // With a length that was told before, the last byte is the end: it is the real one only once there is a seal.
+    let ends_object = length.is_some_and(|length| {
+        reader.object().metadata().declared_length == Some(reader.offset().saturating_add(length))
+    });
     loop {
-        let span = reader.available().min(remaining).min(SPAN_LENGTH_MAX);
+        // The state first: once it is not live, the watermark is final.
+        let is_live = reader.object().state() == State::Live;
+        let held_back = u64::from(ends_object && is_live);
+        let span = reader.available().min(remaining.saturating_sub(held_back)).min(SPAN_LENGTH_MAX);
         if span > 0 {
             let line = (delimited == Delimited::Chunked).then(|| ChunkHead::new(span));
             let mut before = Vec::new();
@@ -78,7 +90,9 @@ pub(super) async fn send_body(
         if remaining == 0 {
             return Ok(Ended::Whole);
         }
-        let more = match race(reader.more(context), connection.stream.hung_up()).await {
+        // What is held back is the last byte, so it only counts when everything else was sent.
+        let held_back = if remaining == held_back { held_back } else { 0 };
+        let more = match race(reader.more(context, held_back), gone.as_mut()).await {
             Either::First(more) => more,
             Either::Second(_) => return Err(Broken::Gone),
         };
@@ -115,10 +129,10 @@ async fn send_span(
         reader.gather(remaining, PIECES_MAX, &mut pieces);
         let hot = pieces.iter().take_while(|piece| piece.hot.is_some()).count();
         if hot == 0 {
-            connection.send(std::mem::take(&mut before), true).await?;
-            // The rest may be hot again: only the cold run is taken from the files.
+            // The rest may be hot again: only the cold run is taken from the files, and nothing of the arena is held.
             let cold = pieces.iter().take_while(|piece| piece.hot.is_none()).count();
             pieces.truncate(cold);
+            connection.send(std::mem::take(&mut before), true).await?;
             let sent = send_cold(connection, reader, &pieces, more || !after.is_empty()).await?;
             metrics.bytes_sent.of(Source::Files).add(sent);
             remaining -= sent;
@@ -164,7 +178,8 @@ async fn send_cold(
     pieces: &[Piece],
     more: bool,
 ) -> Result<u64, Broken> {
-    let sent = if pieces[0].length >= SPLICE_LENGTH_MIN {
+    let may_splice = connection.here.local.shared().may_splice();
+    let sent = if may_splice && pieces[0].length >= SPLICE_LENGTH_MIN {
         splice(connection, &pieces[0], more).await
     } else {
         read_and_send(connection, pieces, more).await

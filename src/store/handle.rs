@@ -78,7 +78,7 @@ impl Store {
                 }
                 // The other side is gone: dropping the writer interrupts the object.
             };
-            local.spawn_call(serving);
+            local.spawn(serving);
             Ok(object)
         })
         .await?;
@@ -121,14 +121,14 @@ impl Store {
             let reader = Rc::new(RefCell::new(local.read(watched, offset)));
             let serving = async move {
                 while let Some((length_max, done)) = received.receive().await {
-                    // There is one order at a time: what comes meanwhile is that the other side is gone.
+                    // An order is only given when the one before was answered: what comes instead is the end.
                     match race(next_bytes(&reader, length_max), received.receive()).await {
                         Either::First(outcome) => done.send(outcome),
                         Either::Second(_) => return,
                     }
                 }
             };
-            local.spawn_call(serving);
+            local.spawn(serving);
         });
         StoreReader { object, orders, pending: None }
     }
@@ -231,7 +231,7 @@ impl StoreReader {
         &self.object
     }
 
-    /// The next bytes, at most `length_max`, waiting for them where the object is live. None: this was all, the
+    /// The next bytes, at least one and at most `length_max`, waiting for them where the object is live. None: this was all, the
     /// writer has sealed the object. Dropping the future loses nothing: the next call answers what it would have
     /// answered, whatever its own `length_max`.
     ///
@@ -254,7 +254,7 @@ async fn next_bytes(reader: &RefCell<Reader>, length_max: usize) -> Result<Optio
     let context = Context::background();
     loop {
         let mut pieces: Vec<Piece> = Vec::with_capacity(1);
-        let length = reader.borrow_mut().gather(length_max as u64, 1, &mut pieces);
+        let length = reader.borrow_mut().gather(length_max.max(1) as u64, 1, &mut pieces);
         if let Some(piece) = pieces.pop() {
             let bytes = match &piece.hot {
                 Some(region) => Bytes::copy_from_slice(region),
@@ -266,7 +266,7 @@ async fn next_bytes(reader: &RefCell<Reader>, length_max: usize) -> Result<Optio
         // Nobody else uses this reader, and `more` only needs to look at it.
         let local = reader.borrow().local().clone();
         let waiting = local.read(reader.borrow().object().clone(), reader.borrow().offset());
-        match waiting.more(&context).await {
+        match waiting.more(&context, 0).await {
             More::Available => {}
             More::Sealed => return Ok(None),
             More::Interrupted => {
