@@ -53,12 +53,22 @@ struct Orders {
 }
 
 impl Engine {
-    /// Opens the data folder of `config`, reads what is there, and starts the cores, each with `service`.
+    /// Opens the data folder of `config`, reads what is there, and starts the cores. What HTTP needs of `config`,
+    /// such as addresses, is not looked at.
     ///
     /// # Errors
     /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
     /// let us use io_uring. [`Kind::Startup`]: anything else.
-    pub fn start(config: &Config, service: Service) -> Result<Engine> {
+    pub fn start(config: &Config) -> Result<Engine> {
+        Engine::start_with(config, Arc::new(|local: Rc<LocalStore>| Box::pin(async move { local.stopping().await })))
+    }
+
+    /// As [`Engine::start`], with `service` running on every core.
+    ///
+    /// # Errors
+    /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
+    /// let us use io_uring. [`Kind::Startup`]: anything else.
+    pub fn start_with(config: &Config, service: Service) -> Result<Engine> {
         config.check()?;
         let mut notices = Vec::new();
         // The ring first: without it there is no need to make a folder.
@@ -113,7 +123,7 @@ impl Engine {
 
         // Core 0 reads what is there; the others wait for what it finds.
         let Ok(found) = recovered.recv() else {
-            drop(orders_senders);
+            drop(orders_senders); // they wait for no orders any more
             return Err(first_failure(threads));
         };
         let namespace = Namespace::default();
@@ -322,9 +332,11 @@ impl CoreThread {
 
         local.stopping().await;
         service.await;
+        // What was asked for is done and answered; then nothing more is asked for.
+        let flushed = local.flush().await;
         self.has_begun.store(false, Ordering::SeqCst);
-        let outcome = local.close().await;
         listening.cancel().await;
+        let outcome = flushed.and(local.close().await);
         flushing.cancel().await;
         keeping.cancel().await;
         outcome

@@ -96,15 +96,19 @@ impl Store {
         Ok(self.reader(object, offset))
     }
 
-    /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind
-    /// but a wait that ends with the name's beginning.
+    /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// [`Kind::Closed`].
     pub async fn open_when_begun(&self, context: &Context, name: &Name, offset: u64) -> Result<StoreReader> {
         let (context, name) = (context.clone(), name.clone());
+        // Goes with this future, and takes the wait with it.
+        let (_waiting, mut given_up) = channel::<()>();
         let object = call_on(&self.shared, self.any_core(), move |local| async move {
-            Ok(local.find_when_begun(&context, &name).await)
+            match race(local.find_when_begun(&context, &name), given_up.receive()).await {
+                Either::First(object) => Ok(object),
+                Either::Second(_) => Err(gone()),
+            }
         })
         .await?;
         Ok(self.reader(object, offset))

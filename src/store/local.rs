@@ -474,6 +474,7 @@ impl LocalStore {
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
         }
+        let count = objects.len();
         let (done, mut outcomes) = channel();
         for object in objects {
             object.set_deleted();
@@ -482,8 +483,9 @@ impl LocalStore {
             self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
         }
         drop(done);
-        while let Some(outcome) = outcomes.receive().await {
-            outcome?;
+        for _ in 0..count {
+            let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
+            outcomes.receive().await.unwrap_or_else(|| Err(gone()))?;
         }
         Ok(())
     }
@@ -584,7 +586,12 @@ impl LocalStore {
         metrics.snapshot()
     }
 
-    /// Ends what runs here on behalf of others, writes what is appended and waits until it is durable.
+    /// Writes what is appended and waits until it is durable.
+    pub(super) async fn flush(&self) -> Result<()> {
+        self.log.flush(&Context::background()).await
+    }
+
+    /// Ends what runs here on behalf of others, makes durable what that leaves behind, and takes nothing more.
     pub(super) async fn close(&self) -> Result<()> {
         self.tasks.cancel().await;
         // Writers that were dropped just now leave their interruptions to be logged.
@@ -593,7 +600,9 @@ impl LocalStore {
             self.core.sleep(Duration::from_millis(1)).await;
         }
         self.endings.cancel().await;
-        self.log.flush(&Context::background()).await
+        let outcome = self.flush().await;
+        self.log.close();
+        outcome
     }
 }
 
@@ -636,7 +645,7 @@ pub(super) fn record(
 pub(super) type Answer<T> = Sender<Result<T>>;
 
 /// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
-/// leaves the call to run to its end.
+/// leaves the call to run to its end, which is that of the store at the latest.
 pub(super) async fn call_on<T, F>(
     shared: &Shared,
     core: usize,
