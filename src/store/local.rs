@@ -581,8 +581,17 @@ impl LocalStore {
         metrics.followers_waiting.set(self.commits.grown.len() as i64);
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         let segments = &metrics.segments;
-        segments.of(SegmentState::Active).set(i64::from(self.log.has_active_segment()));
-        segments.of(SegmentState::Free).set(self.keeper.prepared() as i64);
+        let active = i64::from(self.log.has_active_segment());
+        let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));
+        // Each core knows its own; core 0 adds what belongs to none.
+        let (unprepared, in_use) = match self.core.index() {
+            0 => self.keeper.space_counts(),
+            _ => (0, 0),
+        };
+        segments.of(SegmentState::Active).set(active);
+        segments.of(SegmentState::Preparing).set(preparing);
+        segments.of(SegmentState::Free).set(prepared + unprepared);
+        segments.of(SegmentState::Filled).set(in_use - prepared - preparing - active);
         metrics.snapshot()
     }
 
