@@ -71,6 +71,8 @@
 pub mod format;
 mod recovery;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use recovery::{Continuation, RecoveredRecord, Recovery, recover};

@@ -25,7 +25,7 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RECORD_HEADER_LENGTH, RecordHeader, SEGMENT_HEADER_LENGTH,
     record_length,
 };
-use super::segment::{Keeper, Prepared, Segment};
+use super::segment::{Keeper, KeeperClient, Prepared, Segment};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::CoreMetrics;
@@ -212,12 +212,7 @@ impl<S: Sink> Log<S> {
             settings,
             myself: myself.clone(),
         });
-        let noticing = Rc::downgrade(&log);
-        keeper.on_prepared(Rc::new(move || {
-            if let Some(log) = noticing.upgrade() {
-                log.wake_room();
-            }
-        }));
+        keeper.set_client(Rc::new(Client(Rc::downgrade(&log))));
         let flusher = core.spawn(flush_when_idle(Rc::downgrade(&log)));
         (log, flusher)
     }
@@ -392,10 +387,10 @@ impl<S: Sink> Log<S> {
         if state.open.as_ref().is_some_and(fits) {
             return true;
         }
+        if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
+            return false;
+        }
         if state.open.as_ref().is_some_and(|open| open.records > 0) {
-            if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
-                return false;
-            }
             self.close_block(state);
         }
         let length = BLOCK_HEADER_LENGTH + record_length(least);
@@ -689,24 +684,7 @@ impl<S: Sink> Log<S> {
                 active.position += region.len() as u64;
             }
             if !failed {
-                let mut state = self.state.borrow_mut();
-                let open = state.open.take();
-                state.active = Some(active);
-                // The open block was limited by the former segment; it fits into the new one or is closed early.
-                state.open = open;
-                let used = state.active.as_ref().map_or(0, |active| active.position);
-                let room = (self.keeper.segment_bytes() - used) as usize;
-                match &mut state.open {
-                    Some(open) if open.used.next_multiple_of(ALIGNMENT) > room => {
-                        drop(state);
-                        let prepared = self.wait_for_segment().await?;
-                        let active = self.activate(prepared);
-                        self.state.borrow_mut().active = Some(active);
-                    }
-                    Some(open) => open.limit = open.limit.min(room),
-                    None => {}
-                }
-                return Ok(());
+                return self.go_on_with(active).await;
             }
             // What was rewritten so far is rewritten once more, in order.
             for flying in &mut self.state.borrow_mut().in_flight {
@@ -714,6 +692,25 @@ impl<S: Sink> Log<S> {
             }
         }
         Err(Error::new(Kind::ReadOnly, "three segments in a row could not be written: the device fails"))
+    }
+
+    /// Goes on behind what was written again. The open block was limited by the former segment: where it has
+    /// outgrown what is left of this one, it begins the next.
+    async fn go_on_with(&self, mut active: Active) -> Result<()> {
+        let segment_bytes = self.keeper.segment_bytes();
+        let open_length = self.state.borrow().open.as_ref().map_or(0, |open| open.used);
+        if active.position + open_length.next_multiple_of(ALIGNMENT) as u64 > segment_bytes {
+            let prepared = self.wait_for_segment().await?;
+            let full = std::mem::replace(&mut active, self.activate(prepared));
+            self.leave(full.place);
+        }
+        let mut state = self.state.borrow_mut();
+        let room = (segment_bytes - active.position) as usize;
+        if let Some(open) = &mut state.open {
+            open.limit = open.limit.min(room);
+        }
+        state.active = Some(active);
+        Ok(())
     }
 
     async fn wait_for_segment(&self) -> Result<Prepared> {
@@ -756,6 +753,21 @@ fn write_block<S: Sink>(
         if let Some(log) = log.upgrade() {
             log.written(sequence, outcome, place);
         }
+    }
+}
+
+/// The log as its keeper sees it.
+struct Client<S: Sink>(Weak<Log<S>>);
+
+impl<S: Sink> KeeperClient for Client<S> {
+    fn prepared(&self) {
+        if let Some(log) = self.0.upgrade() {
+            log.wake_room();
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.upgrade().is_some_and(|log| !log.state.borrow().in_flight.is_empty())
     }
 }
 

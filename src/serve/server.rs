@@ -79,7 +79,7 @@ impl Server {
             config: config.clone(),
         });
         // Each core takes its receiver, core 0 the listeners too, once.
-        let receivers: Arc<Vec<_>> = Arc::new(receivers.into_iter().map(|one| Take::new(one)).collect());
+        let receivers: Arc<Vec<_>> = Arc::new(receivers.into_iter().map(Take::new).collect());
         let listeners = Arc::new(Take::new((data, admin)));
         let service = move |local: Rc<LocalStore>| {
             let (shared, core) = (shared.clone(), local.core().index());

@@ -125,8 +125,7 @@ impl Engine {
             seconds = (found.elapsed + began.elapsed()).as_secs_f64(),
             "recovered"
         );
-        let (shared, receivers) =
-            Shared::new(config.cores, namespace, space.clone(), found.generation_max + 1);
+        let (shared, receivers) = Shared::new(config.cores, namespace, found.generation_max + 1);
         for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
             let orders = Orders { shared: shared.clone(), messages, continuation };

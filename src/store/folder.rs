@@ -33,8 +33,6 @@ struct Marker {
 /// An open data folder. The lock is held until it is dropped.
 #[derive(Debug)]
 pub struct Folder {
-    /// Where it is.
-    pub path: PathBuf,
     /// The folder of the segments.
     pub segments: PathBuf,
     /// The store's number.
@@ -78,14 +76,7 @@ impl Folder {
         };
         check_segment_bytes(marker.segment_bytes)?;
         let direct = takes_direct_writes(&segments)?;
-        Ok(Folder {
-            path: path.to_owned(),
-            segments,
-            store: marker.store,
-            segment_bytes: marker.segment_bytes,
-            direct,
-            _lock: lock,
-        })
+        Ok(Folder { segments, store: marker.store, segment_bytes: marker.segment_bytes, direct, _lock: lock })
     }
 }
 
@@ -200,7 +191,7 @@ mod tests {
     fn a_folder_is_made_and_opened_again() {
         let folder = tempfile::tempdir().unwrap();
         let first = Folder::open(&folder.path().join("a/b"), Some(4 << 20)).unwrap();
-        let (store, path) = (first.store, first.path.clone());
+        let (store, path) = (first.store, folder.path().join("a/b"));
         drop(first);
         let again = Folder::open(&path, Some(8 << 20)).unwrap();
         assert_eq!((again.store, again.segment_bytes), (store, 4 << 20), "what was made stays");

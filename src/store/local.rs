@@ -19,19 +19,21 @@ use super::writer::Writer;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{Keeper, Log, Placement, Sink, Space};
+use crate::log::{Keeper, Log, Placement, Sink};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
 use crate::runtime::{Core, Receiver, Sender, channel};
 
 /// What all cores of a store share.
 pub struct Shared {
     pub(super) namespace: Namespace,
-    pub(super) space: Arc<Space>,
     next_generation: AtomicU64,
     peers: Vec<Sender<Message>>,
     stopping: AtomicBool,
     started: Instant,
 }
+
+/// Something to run on a core.
+type Call = Box<dyn FnOnce(&Rc<LocalStore>) + Send>;
 
 /// What one core says to another, or a foreign thread to a core.
 pub(super) enum Message {
@@ -42,7 +44,7 @@ pub(super) enum Message {
     /// The deletion of this object is to be logged; then who asked is told.
     Delete(Arc<Object>, Sender<Result<()>>),
     /// Something to run here.
-    Call(Box<dyn FnOnce(&Rc<LocalStore>) + Send>),
+    Call(Call),
 }
 
 impl Shared {
@@ -50,13 +52,11 @@ impl Shared {
     pub(super) fn new(
         cores: usize,
         namespace: Namespace,
-        space: Arc<Space>,
         next_generation: u64,
     ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
         let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
         let shared = Shared {
             namespace,
-            space,
             next_generation: AtomicU64::new(next_generation),
             peers,
             stopping: AtomicBool::new(false),

@@ -1,0 +1,364 @@
+//! The log on a real ring and real files, with a kernel that can be told to fail.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::future::Future;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use super::format::{RecordHeader, RecordKind};
+use super::*;
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::metrics::CoreMetrics;
+use crate::ring::{Arena, Completion, Descriptor, Kernel, Operation, Ring, Uring, Wait};
+use crate::runtime::{Core, Mailbox, Task};
+
+const SEGMENT_BYTES: u64 = 2 << 20;
+
+/// What a block write is to answer instead of what it did.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    /// The next so many block writes fail.
+    Fail {
+        writes: u32,
+        errno: Errno,
+    },
+    /// The next so many block writes stop after one aligned unit.
+    Short {
+        writes: u32,
+    },
+}
+
+/// The real kernel, but block writes (those to a segment behind its header) answer what they are told.
+struct Faulty {
+    inner: Uring,
+    fault: Rc<Cell<Fault>>,
+    writes: HashSet<u64>,
+}
+
+impl Kernel for Faulty {
+    fn push(&mut self, token: u64, operation: &mut Operation) -> bool {
+        let pushed = self.inner.push(token, operation);
+        if let (true, Operation::Write { position: 1.., durable: true, .. }) = (pushed, &operation) {
+            self.writes.insert(token);
+        }
+        pushed
+    }
+
+    fn push_cancel(&mut self, token: u64) -> bool {
+        self.inner.push_cancel(token)
+    }
+
+    fn enter(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> std::result::Result<(), Errno> {
+        let before = completions.len();
+        self.inner.enter(wait, completions)?;
+        for completion in &mut completions[before..] {
+            if !self.writes.remove(&completion.token) {
+                continue;
+            }
+            match self.fault.get() {
+                Fault::Fail { writes: writes @ 1.., errno } => {
+                    self.fault.set(Fault::Fail { writes: writes - 1, errno });
+                    completion.result = -errno.raw_os_error();
+                }
+                Fault::Short { writes: writes @ 1.. } if completion.result > 4096 => {
+                    self.fault.set(Fault::Short { writes: writes - 1 });
+                    completion.result = 4096;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, result: i32) -> Descriptor {
+        self.inner.adopt(result)
+    }
+
+    fn register_arena(&mut self, arena: &Arena) -> std::result::Result<(), Errno> {
+        self.inner.register_arena(arena)
+    }
+
+    fn register_file(&mut self, file: &Descriptor) -> Option<u32> {
+        self.inner.register_file(file)
+    }
+
+    fn unregister_file(&mut self, place: u32) {
+        self.inner.unregister_file(place);
+    }
+
+    fn now(&self) -> Instant {
+        self.inner.now()
+    }
+
+    fn address(&self) -> i32 {
+        self.inner.address()
+    }
+}
+
+/// Remembers what has become durable, and where.
+#[derive(Default)]
+struct Durable {
+    numbers: RefCell<Vec<u64>>,
+    segments: RefCell<Vec<Arc<Segment>>>,
+    keeps_segments: Cell<bool>,
+}
+
+impl Sink for Durable {
+    type Note = u64;
+
+    fn durable(&self, note: u64, placement: Placement<'_>) {
+        self.numbers.borrow_mut().push(note);
+        if self.keeps_segments.get() {
+            self.segments.borrow_mut().push(placement.segment.clone());
+        }
+    }
+
+    fn block_done(&self) {}
+}
+
+struct Bench {
+    core: Rc<Core>,
+    log: Rc<Log<Durable>>,
+    durable: Rc<Durable>,
+    space: Arc<Space>,
+    fault: Rc<Cell<Fault>>,
+    recovered: Recovery,
+    _tasks: [Task<()>; 2],
+}
+
+impl Bench {
+    async fn open(core: &Rc<Core>, folder: &Path, fault: Rc<Cell<Fault>>) -> Result<Bench> {
+        let space = Space::new(SpaceSettings {
+            folder: folder.to_owned(),
+            store: 77,
+            segment_bytes: SEGMENT_BYTES,
+            direct: true,
+            spare_segments: 1,
+        });
+        let mut recovered = recover(core, &space).await?;
+        let arena = Arena::new(6, 1 << 20).map_err(|errno| Error::device("arena", errno))?;
+        core.ring().register_arena(&arena).map_err(|errno| Error::device("arena", errno))?;
+        let continuation = recovered.logs.remove(&0).unwrap_or_default();
+        let settings = LogSettings {
+            log: 0,
+            block_bytes: 256 << 10,
+            durable: true,
+            next_sequence: continuation.next_sequence,
+            term: continuation.term,
+        };
+        let metrics = Rc::new(CoreMetrics::new());
+        let (keeper, keeping) = Keeper::start(core, &space);
+        let (log, flushing) = Log::start(core, settings, arena, keeper, metrics);
+        let durable = Rc::new(Durable { keeps_segments: Cell::new(true), ..Durable::default() });
+        log.set_sink(&durable);
+        let core = core.clone();
+        Ok(Bench { core, log, durable, space, fault, recovered, _tasks: [keeping, flushing] })
+    }
+
+    /// Appends `length` bytes under a number; returns when they are in the log.
+    async fn append(&self, number: u64, length: usize) -> Result<u64> {
+        loop {
+            let appended = self.log.append(
+                length,
+                true,
+                |space| {
+                    space.fill(number as u8);
+                    Ok::<_, Error>(length)
+                },
+                |length| {
+                    let header = RecordHeader {
+                        kind: RecordKind::Append,
+                        continued: false,
+                        length: length as u32,
+                        generation: number,
+                        offset: 0,
+                        timestamp: 0,
+                    };
+                    (header, number)
+                },
+            )?;
+            match appended {
+                Some(appended) => return Ok(appended.sequence),
+                None => self.log.room(&Context::background(), length, true).await?,
+            }
+        }
+    }
+
+    async fn acknowledged(&self, sequence: u64) -> Result<()> {
+        self.log.acknowledged(&Context::background(), sequence).await
+    }
+
+    fn recovered_numbers(&self) -> Vec<u64> {
+        self.recovered.records.iter().map(|record| record.header.generation).collect()
+    }
+}
+
+/// Opens the log in a folder, lets `main` have it, and ends without flushing.
+fn with_log<F, T>(folder: &Path, main: impl FnOnce(Bench) -> F) -> T
+where
+    F: Future<Output = T>,
+{
+    let fault = Rc::new(Cell::new(Fault::None));
+    let kernel = Faulty { inner: Uring::new().unwrap(), fault: fault.clone(), writes: HashSet::new() };
+    let core = Core::new(0, Ring::new(Box::new(kernel)), Mailbox::new().unwrap());
+    let inner = core.clone();
+    core.run(async move { main(Bench::open(&inner, folder, fault).await.unwrap()).await }).unwrap()
+}
+
+#[test]
+fn what_is_acknowledged_is_there_after_a_start_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        let mut last = 0;
+        for number in 0..500 {
+            last = bench.append(number, 3000 + number as usize).await.unwrap();
+        }
+        bench.acknowledged(last).await.unwrap();
+        assert_eq!(*bench.durable.numbers.borrow(), Vec::from_iter(0..500));
+    });
+    with_log(folder.path(), |bench| async move {
+        assert_eq!(bench.recovered_numbers(), Vec::from_iter(0..500));
+        assert!(bench.recovered.damage.is_empty());
+    });
+}
+
+#[test]
+fn appends_of_one_turn_share_a_block_and_go_out_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        // The first append may have to wait for the first segment.
+        let first = bench.append(0, 10).await.unwrap();
+        bench.acknowledged(first).await.unwrap();
+        let one = bench.append(1, 10).await.unwrap();
+        let two = bench.append(2, 10).await.unwrap();
+        assert_eq!((one, two), (first + 1, first + 1));
+        assert_eq!(bench.log.state().blocks_in_flight, 0, "others may still add to it in this turn");
+        bench.acknowledged(two).await.unwrap();
+    });
+}
+
+#[test]
+fn a_wait_that_is_dropped_leaves_nothing_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        let sequence = bench.append(1, 100).await.unwrap();
+        let limit = std::time::Duration::ZERO;
+        let _ = bench.core.timeout(limit, bench.acknowledged(sequence)).await;
+        bench.log.flush(&Context::background()).await.unwrap();
+        assert_eq!(*bench.durable.numbers.borrow(), [1]);
+    });
+}
+
+#[test]
+fn a_short_write_is_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        bench.fault.set(Fault::Short { writes: 3 });
+        let sequence = bench.append(9, 200_000).await.unwrap();
+        bench.acknowledged(sequence).await.unwrap();
+        assert!(matches!(bench.fault.get(), Fault::Short { writes: 0 }), "it was short three times");
+    });
+    with_log(folder.path(), |bench| async move { assert_eq!(bench.recovered_numbers(), [9]) });
+}
+
+#[test]
+fn blocks_that_fail_are_written_again_elsewhere_in_order() {
+    for failures in 1..6 {
+        let folder = tempfile::tempdir().unwrap();
+        with_log(folder.path(), |bench| async move {
+            for number in 0..20 {
+                let sequence = bench.append(number, 50_000).await.unwrap();
+                bench.acknowledged(sequence).await.unwrap();
+            }
+            bench.fault.set(Fault::Fail { writes: failures, errno: Errno::IO });
+            let mut last = 0;
+            for number in 20..80 {
+                last = bench.append(number, 50_000).await.unwrap();
+            }
+            bench.acknowledged(last).await.unwrap();
+            assert_eq!(*bench.durable.numbers.borrow(), Vec::from_iter(0..80), "{failures} failures");
+            assert!(bench.log.failure().is_none());
+        });
+        with_log(folder.path(), |bench| async move {
+            assert_eq!(bench.recovered_numbers(), Vec::from_iter(0..80), "{failures} failures");
+            // And the log goes on behind them.
+            let sequence = bench.append(80, 10).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        });
+        with_log(folder.path(), |bench| async move {
+            assert_eq!(bench.recovered_numbers(), Vec::from_iter(0..81), "{failures} failures");
+        });
+    }
+}
+
+#[test]
+fn a_device_that_fails_everywhere_is_an_answer_and_not_a_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        let sequence = bench.append(0, 10).await.unwrap();
+        bench.acknowledged(sequence).await.unwrap();
+        bench.fault.set(Fault::Fail { writes: u32::MAX, errno: Errno::IO });
+        let sequence = bench.append(1, 10).await.unwrap();
+        assert_eq!(bench.acknowledged(sequence).await.unwrap_err().kind(), Kind::ReadOnly);
+        assert!(bench.append(2, 10).await.is_err());
+        assert!(bench.log.room(&Context::background(), 10, true).await.is_err());
+        assert_eq!(*bench.durable.numbers.borrow(), [0]);
+    });
+    with_log(folder.path(), |bench| async move {
+        assert_eq!(bench.recovered_numbers().first(), Some(&0), "what was acknowledged is there");
+    });
+}
+
+#[test]
+fn segments_are_used_again_when_nothing_in_them_is_alive() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        bench.durable.keeps_segments.set(false);
+        for number in 0..400 {
+            let sequence = bench.append(number, 100_000).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        }
+        assert!(bench.space.segments() <= 6, "40 MB went through {} segments", bench.space.segments());
+        bench.durable.keeps_segments.set(true);
+        let sequence = bench.append(400, 100_000).await.unwrap();
+        bench.acknowledged(sequence).await.unwrap();
+    });
+    // Leftovers of earlier uses are not taken for what counts: what is found is the last part of the log, whole.
+    with_log(folder.path(), |bench| async move {
+        let numbers = bench.recovered_numbers();
+        assert_eq!(numbers.last(), Some(&400));
+        assert!(numbers.is_sorted() && numbers.len() < 150, "{numbers:?}");
+        assert!(bench.recovered.damage.is_empty(), "{:?}", bench.recovered.damage);
+    });
+}
+
+#[test]
+fn a_torn_block_ends_the_log_and_damage_does_not() {
+    for (torn, expected_damage) in [(29, 0), (10, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let place = with_log(folder.path(), |bench| async move {
+            for number in 0..30 {
+                let sequence = bench.append(number, 1000).await.unwrap();
+                bench.acknowledged(sequence).await.unwrap();
+            }
+            bench.durable.segments.borrow()[0].number()
+        });
+        // A block each: the header is the first unit of the segment.
+        let path = Space::path(folder.path(), place);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[4096 * (1 + torn) + 500] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        with_log(folder.path(), |bench| async move {
+            let expected: Vec<u64> = (0..30).filter(|&number| number != torn as u64).collect();
+            assert_eq!(bench.recovered_numbers(), expected);
+            assert_eq!(bench.recovered.damage.len(), expected_damage, "{:?}", bench.recovered.damage);
+        });
+    }
+}
