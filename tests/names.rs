@@ -303,6 +303,28 @@ fn the_tag_of_an_object_stays_the_same_from_its_first_byte_through_its_seal_and_
     assert_ne!(server.head("/b/k").get("etag"), Some(live.as_str()));
 }
 
+/// A client that has kept what was deleted must not be told that it is what is there now, nor be given a part of
+/// the one to go with a part of the other.
+#[test]
+fn a_tag_never_comes_twice_whatever_was_deleted_and_however_often_the_server_started() {
+    let mut server = Server::start();
+    let mut former = Vec::new();
+    for start in 0..5 {
+        server.put("/b/k", format!("start {start}").as_bytes());
+        let etag = server.head("/b/k").get("etag").unwrap().to_owned();
+        assert!(!former.contains(&etag), "{etag} was there before: {former:?}");
+        let response = server.request("GET", "/b/k", &[("If-None-Match", &former.join(", "))]);
+        assert_eq!(response.body, format!("start {start}").as_bytes());
+        former.push(etag);
+        assert_eq!(server.request("DELETE", "/b/k", &[]).head.status, 204);
+        // Two starts with nothing to keep: the segments are made ready for use again.
+        for _ in 0..2 {
+            server.kill();
+            server.restart();
+        }
+    }
+}
+
 // ---- Ranges ----
 
 fn range(server: &Server, path: &str, headers: &[(&str, &str)]) -> Response {

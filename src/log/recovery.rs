@@ -14,9 +14,9 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
     SegmentHeader, records_of,
 };
-use super::segment::{Empty, Segment, Space, lock, open_for_reading};
+use super::segment::{Empty, Segment, Space, header_region, lock, open_for_reading};
 use crate::error::{Error, Kind, Result};
-use crate::ring::{Arena, Descriptor, OpenMode};
+use crate::ring::{Descriptor, OpenMode};
 use crate::runtime::Core;
 
 /// How much is read at a time, in bytes.
@@ -54,8 +54,6 @@ pub struct Recovery {
     pub records: Vec<RecoveredRecord>,
     /// Where each log goes on.
     pub logs: BTreeMap<u16, Continuation>,
-    /// The largest generation that was ever begun, also in what does not count.
-    pub generation_max: u64,
     /// What is damaged, a sentence each.
     pub damage: Vec<String>,
     /// How many bytes were read.
@@ -85,7 +83,11 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
             }
         })?;
         recovery.scanned_bytes += scan.read_bytes;
-        space.resume_after(number, scan.header.map_or(0, |header| header.epoch));
+        space.resume_after_number(number);
+        if let Some(header) = &scan.header {
+            space.resume_after_epoch(header.epoch);
+            space.resume_with_generation(header.generations);
+        }
         scans.push(scan);
     }
 
@@ -93,8 +95,9 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
             found.push(Found { header: block.header, segment: index, place });
+            // Also of what does not count: its generation was begun.
             for (record, _) in &block.records {
-                recovery.generation_max = recovery.generation_max.max(record.generation);
+                space.resume_with_generation(record.generation + 1);
             }
         }
     }
@@ -167,15 +170,14 @@ fn list(space: &Space) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Makes sure that what lies in a segment of which nothing counts never will.
+/// Makes sure that what lies in a segment of which nothing counts never will: it gets a header with an epoch of its
+/// own. Not none, because the one it has may be the only one that knows of the latest epoch and generation.
 async fn invalidate(core: &Rc<Core>, space: &Space, number: u64) -> Result<()> {
     let path = Space::path(&space.settings().folder, number);
     let failed = |errno| Error::device(format!("cannot clear {}", path.display()), errno);
     let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
-    let arena = Arena::new(1, SEGMENT_HEADER_LENGTH).map_err(failed)?;
-    let mut fill = arena.take().ok_or_else(|| failed(Errno::NOMEM))?;
-    let zeroes = fill.commit(SEGMENT_HEADER_LENGTH);
-    core.write(&file, None, 0, zeroes, true).await.map_err(failed)
+    let header = header_region(&space.new_header(number)).map_err(failed)?;
+    core.write(&file, None, 0, header, true).await.map_err(failed)
 }
 
 struct Scan {

@@ -123,6 +123,7 @@ pub struct Space {
     settings: SpaceSettings,
     next_number: AtomicU64,
     next_epoch: AtomicU64,
+    next_generation: AtomicU64,
     free: Mutex<Vec<Empty>>,
     keepers: Mutex<Vec<Sender<()>>>,
 }
@@ -134,6 +135,7 @@ impl Space {
             settings,
             next_number: AtomicU64::new(1),
             next_epoch: AtomicU64::new(1),
+            next_generation: AtomicU64::new(1),
             free: Mutex::default(),
             keepers: Mutex::default(),
         })
@@ -149,10 +151,35 @@ impl Space {
         folder.join(format!("{number:012}.segment"))
     }
 
-    /// Goes on behind these numbers and epochs, which were found in use.
-    pub(super) fn resume_after(&self, number: u64, epoch: u64) {
+    /// Goes on behind this number, which was found in use.
+    pub(super) fn resume_after_number(&self, number: u64) {
         self.next_number.fetch_max(number + 1, Ordering::Relaxed);
+    }
+
+    /// Goes on behind this epoch, which was found in use.
+    pub(super) fn resume_after_epoch(&self, epoch: u64) {
         self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
+    }
+
+    /// Goes on with this generation or a later one.
+    pub(super) fn resume_with_generation(&self, generation: u64) {
+        self.next_generation.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    /// A generation that was never there before in this store, whatever has been deleted since.
+    pub fn begin_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The header of a segment for a new use. Whatever was in it must count no more.
+    pub(super) fn new_header(&self, number: u64) -> SegmentHeader {
+        SegmentHeader {
+            store: self.settings.store,
+            number,
+            epoch: self.next_epoch.fetch_add(1, Ordering::Relaxed),
+            length: self.settings.segment_bytes,
+            generations: self.next_generation.load(Ordering::Relaxed),
+        }
     }
 
     /// Takes a file in which nothing is alive any more.
@@ -348,12 +375,11 @@ impl Keeper {
             Some(reading) => reading,
             None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
         };
-        let epoch = self.space.next_epoch.fetch_add(1, Ordering::Relaxed);
-        let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
+        let header = self.space.new_header(number);
         let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
         let written = self.core.write(&writing, None, 0, region, true).await;
         written.map_err(|errno| ("cannot write the header of", errno))?;
-        let segment = Segment::new(number, epoch, reading, self.space.clone());
+        let segment = Segment::new(number, header.epoch, reading, self.space.clone());
         Ok(Prepared { segment, writing })
     }
 
@@ -428,7 +454,7 @@ fn zeroed_region(length: usize) -> std::result::Result<Region, Errno> {
     Ok(fill.commit(length))
 }
 
-fn header_region(header: &SegmentHeader) -> std::result::Result<Region, Errno> {
+pub(super) fn header_region(header: &SegmentHeader) -> std::result::Result<Region, Errno> {
     let arena = Arena::new(1, SEGMENT_HEADER_LENGTH.next_multiple_of(ALIGNMENT))?;
     let mut fill = arena.take().ok_or(Errno::NOMEM)?;
     header.encode(fill.space());

@@ -125,7 +125,7 @@ impl Engine {
             seconds = (found.elapsed + began.elapsed()).as_secs_f64(),
             "recovered"
         );
-        let (shared, receivers) = Shared::new(config.cores, namespace, found.generation_max + 1);
+        let (shared, receivers) = Shared::new(config.cores, namespace, space.clone());
         for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
             let orders = Orders { shared: shared.clone(), messages, continuation };
@@ -215,7 +215,6 @@ fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
 struct Found {
     records: Vec<crate::log::RecoveredRecord>,
     logs: std::collections::BTreeMap<u16, Continuation>,
-    generation_max: u64,
     damage: Vec<String>,
     scanned_bytes: u64,
     elapsed: std::time::Duration,
@@ -256,7 +255,6 @@ impl CoreThread {
             let found = Found {
                 records: recovery.records,
                 logs: recovery.logs,
-                generation_max: recovery.generation_max,
                 damage: recovery.damage,
                 scanned_bytes: recovery.scanned_bytes,
                 elapsed: began.elapsed(),

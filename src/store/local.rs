@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use super::extents::{Extent, Tail};
@@ -19,14 +19,14 @@ use super::writer::Writer;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{Keeper, Log, Placement, Sink};
+use crate::log::{Keeper, Log, Placement, Sink, Space};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
 use crate::runtime::{Core, Receiver, Sender, channel};
 
 /// What all cores of a store share.
 pub struct Shared {
     pub(super) namespace: Namespace,
-    next_generation: AtomicU64,
+    space: Arc<Space>,
     peers: Vec<Sender<Message>>,
     stopping: AtomicBool,
     started: Instant,
@@ -52,16 +52,11 @@ impl Shared {
     pub(super) fn new(
         cores: usize,
         namespace: Namespace,
-        next_generation: u64,
+        space: Arc<Space>,
     ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
         let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
-        let shared = Shared {
-            namespace,
-            next_generation: AtomicU64::new(next_generation),
-            peers,
-            stopping: AtomicBool::new(false),
-            started: Instant::now(),
-        };
+        let shared =
+            Shared { namespace, space, peers, stopping: AtomicBool::new(false), started: Instant::now() };
         (Arc::new(shared), receivers)
     }
 
@@ -346,7 +341,7 @@ impl LocalStore {
             return Err(Error::new(Kind::InvalidArgument, "the metadata is too long"));
         }
         self.log.room(context, document.len(), true).await?;
-        let generation = self.shared.next_generation.fetch_add(1, Ordering::Relaxed);
+        let generation = self.shared.space.begin_generation();
         let timestamp = microseconds(SystemTime::now());
         let object = Object::new(name, generation, metadata, self.core.index(), timestamp);
         let awaited = self.shared.namespace.begin(&object, only_if_absent)?;
