@@ -158,6 +158,45 @@ fn a_deleted_live_object_does_not_come_back_with_a_restart() {
     assert_eq!(server.get("/").json(), json!({"buckets": []}));
 }
 
+/// What was replaced is deleted by the core that wrote it, in its own time. If that core is busy and the name is
+/// deleted meanwhile, by another one, then the answer to that must not come before both are durable: the former
+/// content would be back after a crash.
+#[test]
+fn what_was_replaced_and_then_deleted_does_not_come_back_with_a_restart() {
+    let mut server = Server::start();
+    for round in 0..ROUNDS {
+        // Connections go to the core with the fewest: this one to the first core, and so on in turns.
+        let busy = server.begin_put("/b/busy", None, &[]);
+        let (mut idle_core, mut busy_core) = (server.connect(), server.connect());
+        let put = |connection: &mut Connection, body: &str| {
+            connection.request("PUT", "/b/k", &[("Content-Length", &body.len().to_string())]);
+            connection.send(body);
+            assert_eq!(connection.response("PUT").head.status, 201);
+        };
+        put(&mut busy_core, "the former content");
+        let writing = std::thread::spawn(move || {
+            let mut busy = busy;
+            let piece = content(round, MIB);
+            while busy.try_send(&piece) {}
+        });
+        server.await_state("/b/busy", "live");
+        eventually("the core is busy", || {
+            server.head("/b/busy").get("tailwater-committed").unwrap().len() >= 7
+        });
+        put(&mut idle_core, "the content");
+        idle_core.request("DELETE", "/b/k", &[]);
+        assert_eq!(idle_core.response("DELETE").head.status, 204);
+        server.kill();
+        writing.join().unwrap();
+        server.restart();
+        assert_eq!(server.get("/b/k").head.status, 404, "in round {round}");
+        server.request("DELETE", "/b/busy", &[]);
+    }
+}
+
+/// How often the above is tried: once is often enough where it goes wrong at all.
+const ROUNDS: u64 = 5;
+
 #[test]
 fn an_object_is_deleted_only_if_it_is_what_the_condition_says() {
     let server = Server::start();

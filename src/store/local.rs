@@ -193,6 +193,7 @@ impl Sink for Commits {
                 for segment in object.segments() {
                     segment.keep(placement.segment);
                 }
+                self.shared.namespace.deletion_is_durable(&object);
             }
         }
     }
@@ -424,8 +425,11 @@ impl LocalStore {
         }
         let (done, mut outcomes) = channel();
         for object in objects {
-            object.set_deleted();
-            self.metrics.objects_deleted.increment();
+            // What was superseded is deleted already, but perhaps not durably.
+            if !object.is_deleted() {
+                object.set_deleted();
+                self.metrics.objects_deleted.increment();
+            }
             self.metrics.core_messages.increment();
             self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
         }

@@ -459,6 +459,12 @@ impl Put {
         self.connection.send(chunk);
     }
 
+    /// As [`Put::send`] for a chunked one; false where the server has ended the connection.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        let line = format!("{:x}\r\n", bytes.len());
+        self.connection.try_send([line.as_bytes(), bytes, b"\r\n"].concat())
+    }
+
     /// Sends bytes as they are, without framing.
     #[track_caller]
     pub fn send_raw(&mut self, bytes: impl AsRef<[u8]>) {
