@@ -29,9 +29,6 @@ pub struct SegmentHeader {
     pub epoch: u64,
     /// The length of the file in bytes.
     pub length: u64,
-    /// Every generation that was begun before this header was written is below this. The records that would tell
-    /// may be gone with an earlier use of the file.
-    pub generations: u64,
 }
 
 /// The header of a block.
@@ -148,7 +145,6 @@ impl SegmentHeader {
         put(bytes, 24, self.number.to_le_bytes());
         put(bytes, 32, self.epoch.to_le_bytes());
         put(bytes, 40, self.length.to_le_bytes());
-        put(bytes, 48, self.generations.to_le_bytes());
         let sum = checksum(&bytes[12..64]);
         put(bytes, 8, sum.to_le_bytes());
     }
@@ -176,7 +172,6 @@ impl SegmentHeader {
             number: take_u64(bytes, 24),
             epoch: take_u64(bytes, 32),
             length: take_u64(bytes, 40),
-            generations: take_u64(bytes, 48),
         }))
     }
 }
@@ -365,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_segment_header_comes_back_and_a_foreign_version_is_refused() {
-        let header = SegmentHeader { store: 1, number: 2, epoch: 3, length: 4 << 20, generations: 5 };
+        let header = SegmentHeader { store: 1, number: 2, epoch: 3, length: 4 << 20 };
         let mut bytes = vec![0xEE; SEGMENT_HEADER_LENGTH];
         header.encode(&mut bytes);
         assert_eq!(SegmentHeader::decode(&bytes).unwrap(), Some(header));

@@ -27,8 +27,7 @@
 //! | 24 | 8 | the segment's number |
 //! | 32 | 8 | epoch: which use of a file this is, never the same twice in a store |
 //! | 40 | 8 | length of the file |
-//! | 48 | 8 | generations: all that were begun before this header was written are below this |
-//! | 56 | 8 | zero |
+//! | 48 | 16 | zero |
 //!
 //! | at | size | block header |
 //! | --- | --- | --- |

@@ -14,7 +14,7 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
     SegmentHeader, records_of,
 };
-use super::segment::{Empty, Segment, Space, header_region, lock, open_for_reading};
+use super::segment::{Empty, Segment, Space, header_region, lock, open_for_reading, zeroed_region};
 use crate::error::{Error, Kind, Result};
 use crate::ring::{Descriptor, OpenMode};
 use crate::runtime::Core;
@@ -54,6 +54,8 @@ pub struct Recovery {
     pub records: Vec<RecoveredRecord>,
     /// Where each log goes on.
     pub logs: BTreeMap<u16, Continuation>,
+    /// The largest generation that was ever begun, also in what does not count.
+    pub generation_max: u64,
     /// What is damaged, a sentence each.
     pub damage: Vec<String>,
     /// How many bytes were read.
@@ -83,11 +85,7 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
             }
         })?;
         recovery.scanned_bytes += scan.read_bytes;
-        space.resume_after_number(number);
-        if let Some(header) = &scan.header {
-            space.resume_after_epoch(header.epoch);
-            space.resume_with_generation(header.generations);
-        }
+        space.resume_after(number, scan.header.map_or(0, |header| header.epoch));
         scans.push(scan);
     }
 
@@ -95,9 +93,8 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
             found.push(Found { header: block.header, segment: index, place });
-            // Also of what does not count: its generation was begun.
             for (record, _) in &block.records {
-                space.resume_with_generation(record.generation + 1);
+                recovery.generation_max = recovery.generation_max.max(record.generation);
             }
         }
     }
@@ -109,8 +106,16 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
 
     let mut segments: Vec<Option<Arc<Segment>>> = Vec::new();
     let mut is_used = vec![false; scans.len()];
+    let mut counts: Vec<Vec<bool>> = scans.iter().map(|scan| vec![false; scan.blocks.len()]).collect();
     for found in &resolution.counting {
         is_used[found.segment] = true;
+        counts[found.segment][found.place] = true;
+    }
+    // Why a block does not count may be written in segments that are used again one day: it is made unreadable now.
+    for (index, scan) in scans.iter().enumerate().filter(|(index, _)| is_used[*index]) {
+        let void = scan.blocks.iter().zip(&counts[index]).filter(|(_, counts)| !**counts);
+        let positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
+        clear_blocks(core, space, scan.number, &positions).await?;
     }
     for (index, scan) in scans.iter().enumerate() {
         segments.push(match scan.header {
@@ -119,7 +124,7 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
             }
             _ => {
                 if !scan.blocks.is_empty() {
-                    invalidate(core, space, scan.number).await?;
+                    invalidate(core, space, scan).await?;
                 }
                 space.give_back(Empty {
                     number: scan.number,
@@ -170,14 +175,29 @@ fn list(space: &Space) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Makes sure that what lies in a segment of which nothing counts never will: it gets a header with an epoch of its
-/// own. Not none, because the one it has may be the only one that knows of the latest epoch and generation.
-async fn invalidate(core: &Rc<Core>, space: &Space, number: u64) -> Result<()> {
-    let path = Space::path(&space.settings().folder, number);
+/// Makes sure that what lies in a segment of which nothing counts never will: gives it another epoch.
+async fn invalidate(core: &Rc<Core>, space: &Space, scan: &Scan) -> Result<()> {
+    let Some(header) = scan.header else { return Ok(()) };
+    let path = Space::path(&space.settings().folder, scan.number);
     let failed = |errno| Error::device(format!("cannot clear {}", path.display()), errno);
     let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
-    let header = header_region(&space.new_header(number)).map_err(failed)?;
-    core.write(&file, None, 0, header, true).await.map_err(failed)
+    let region = header_region(&SegmentHeader { epoch: space.take_epoch(), ..header }).map_err(failed)?;
+    core.write(&file, None, 0, region, true).await.map_err(failed)
+}
+
+/// Overwrites the headers of blocks that do not count, in a segment where others do.
+async fn clear_blocks(core: &Rc<Core>, space: &Space, number: u64, positions: &[u64]) -> Result<()> {
+    if positions.is_empty() {
+        return Ok(());
+    }
+    let path = Space::path(&space.settings().folder, number);
+    let failed = |errno| Error::device(format!("cannot clear blocks in {}", path.display()), errno);
+    let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
+    let zeroes = zeroed_region(ALIGNMENT).map_err(failed)?;
+    for &position in positions {
+        core.write(&file, None, position, zeroes.clone(), true).await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 struct Scan {

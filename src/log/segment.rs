@@ -123,8 +123,9 @@ pub struct Space {
     settings: SpaceSettings,
     next_number: AtomicU64,
     next_epoch: AtomicU64,
-    next_generation: AtomicU64,
     free: Mutex<Vec<Empty>>,
+    /// Files that failed: never used again, and neither is what must stay as long as they do.
+    set_aside: Mutex<Vec<Empty>>,
     keepers: Mutex<Vec<Sender<()>>>,
 }
 
@@ -135,8 +136,8 @@ impl Space {
             settings,
             next_number: AtomicU64::new(1),
             next_epoch: AtomicU64::new(1),
-            next_generation: AtomicU64::new(1),
             free: Mutex::default(),
+            set_aside: Mutex::default(),
             keepers: Mutex::default(),
         })
     }
@@ -151,35 +152,20 @@ impl Space {
         folder.join(format!("{number:012}.segment"))
     }
 
-    /// Goes on behind this number, which was found in use.
-    pub(super) fn resume_after_number(&self, number: u64) {
+    /// Goes on behind these numbers and epochs, which were found in use.
+    pub(super) fn resume_after(&self, number: u64, epoch: u64) {
         self.next_number.fetch_max(number + 1, Ordering::Relaxed);
-    }
-
-    /// Goes on behind this epoch, which was found in use.
-    pub(super) fn resume_after_epoch(&self, epoch: u64) {
         self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
     }
 
-    /// Goes on with this generation or a later one.
-    pub(super) fn resume_with_generation(&self, generation: u64) {
-        self.next_generation.fetch_max(generation, Ordering::Relaxed);
+    /// The next epoch; whoever takes it makes a segment durable with it.
+    pub(super) fn take_epoch(&self) -> u64 {
+        self.next_epoch.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A generation that was never there before in this store, whatever has been deleted since.
-    pub fn begin_generation(&self) -> u64 {
-        self.next_generation.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The header of a segment for a new use. Whatever was in it must count no more.
-    pub(super) fn new_header(&self, number: u64) -> SegmentHeader {
-        SegmentHeader {
-            store: self.settings.store,
-            number,
-            epoch: self.next_epoch.fetch_add(1, Ordering::Relaxed),
-            length: self.settings.segment_bytes,
-            generations: self.next_generation.load(Ordering::Relaxed),
-        }
+    /// An epoch that no segment has had.
+    pub fn next_epoch(&self) -> u64 {
+        self.next_epoch.load(Ordering::Relaxed)
     }
 
     /// Takes a file in which nothing is alive any more.
@@ -229,6 +215,7 @@ pub struct Keeper {
     trouble: RefCell<Option<Error>>,
     /// The log has asked for a segment when there was none.
     starving: Cell<bool>,
+    attempts: Cell<u64>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -245,6 +232,7 @@ impl Keeper {
             prepared: RefCell::default(),
             trouble: RefCell::default(),
             starving: Cell::new(false),
+            attempts: Cell::new(0),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -280,15 +268,23 @@ impl Keeper {
         self.trouble.borrow().clone()
     }
 
+    /// How many attempts to prepare a segment have come to an end.
+    pub(super) fn attempts(&self) -> u64 {
+        self.attempts.get()
+    }
+
     /// Takes a prepared segment and orders the next one.
     pub(super) fn take(&self) -> Option<Prepared> {
         let prepared = self.prepared.borrow_mut().pop_front();
         self.starving.set(prepared.is_none());
-        self.work.send(());
+        // Where the last attempt has failed another one follows when there is reason to hope: see `try_again`.
+        if self.trouble.borrow().is_none() {
+            self.work.send(());
+        }
         prepared
     }
 
-    /// Asks for another attempt where the last one failed.
+    /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.
     pub(super) fn try_again(&self) {
         self.work.send(());
     }
@@ -302,6 +298,7 @@ impl Keeper {
         let wanted = self.space.settings.spare_segments.max(1);
         while self.prepared() < wanted {
             let outcome = self.prepare().await;
+            self.attempts.set(self.attempts.get() + 1);
             let failed = outcome.is_err();
             match outcome {
                 Ok(prepared) => {
@@ -339,8 +336,19 @@ impl Keeper {
             Ok(prepared) => Ok(prepared),
             Err((what, errno)) => {
                 let path = Space::path(&settings.folder, empty.number);
-                // What exists of it can be used when there is room again.
-                self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+                let is_for_now = matches!(
+                    errno,
+                    Errno::NOSPC
+                        | Errno::DQUOT
+                        | Errno::MFILE
+                        | Errno::NFILE
+                        | Errno::NOMEM
+                        | Errno::WOULDBLOCK
+                );
+                // What exists of it can be used when there is room again. A file that fails otherwise is left as it
+                // is, and the next attempt takes another.
+                let list = if is_for_now { &self.space.free } else { &self.space.set_aside };
+                list.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
                 Err(Error::device(format!("{what} segment {}", path.display()), errno))
             }
         }
@@ -375,11 +383,12 @@ impl Keeper {
             Some(reading) => reading,
             None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
         };
-        let header = self.space.new_header(number);
+        let epoch = self.space.take_epoch();
+        let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
         let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
         let written = self.core.write(&writing, None, 0, region, true).await;
         written.map_err(|errno| ("cannot write the header of", errno))?;
-        let segment = Segment::new(number, header.epoch, reading, self.space.clone());
+        let segment = Segment::new(number, epoch, reading, self.space.clone());
         Ok(Prepared { segment, writing })
     }
 
@@ -448,7 +457,7 @@ pub(super) async fn lock(core: &Rc<Core>, file: &Descriptor) -> std::result::Res
     Err(Errno::WOULDBLOCK)
 }
 
-fn zeroed_region(length: usize) -> std::result::Result<Region, Errno> {
+pub(super) fn zeroed_region(length: usize) -> std::result::Result<Region, Errno> {
     let arena = Arena::new(1, length)?;
     let mut fill = arena.take().ok_or(Errno::NOMEM)?;
     Ok(fill.commit(length))

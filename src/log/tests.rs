@@ -102,10 +102,21 @@ impl Kernel for Faulty {
     }
 }
 
+/// Where an append was said to lie.
+struct Place {
+    number: u64,
+    segment: u64,
+    epoch: u64,
+    position: u64,
+    length: u32,
+}
+
 /// Remembers what has become durable, and where.
 #[derive(Default)]
 struct Durable {
     numbers: RefCell<Vec<u64>>,
+    failed: RefCell<Vec<u64>>,
+    places: RefCell<Vec<Place>>,
     segments: RefCell<Vec<Arc<Segment>>>,
     keeps_segments: Cell<bool>,
 }
@@ -115,12 +126,25 @@ impl Sink for Durable {
 
     fn durable(&self, note: u64, placement: Placement<'_>) {
         self.numbers.borrow_mut().push(note);
+        let segment = placement.segment;
+        let place = Place {
+            number: note,
+            segment: segment.number(),
+            epoch: segment.epoch(),
+            position: placement.position,
+            length: placement.length,
+        };
+        self.places.borrow_mut().push(place);
         if self.keeps_segments.get() {
             self.segments.borrow_mut().push(placement.segment.clone());
         }
     }
 
     fn block_done(&self) {}
+
+    fn failed(&self, note: u64) {
+        self.failed.borrow_mut().push(note);
+    }
 }
 
 struct Bench {
@@ -284,6 +308,13 @@ fn blocks_that_fail_are_written_again_elsewhere_in_order() {
             }
             bench.acknowledged(last).await.unwrap();
             assert_eq!(*bench.durable.numbers.borrow(), Vec::from_iter(0..80), "{failures} failures");
+            // Each is where the sink was told.
+            for &Place { number, segment, position, length, .. } in &*bench.durable.places.borrow() {
+                let file = std::fs::File::open(Space::path(&bench.space.settings().folder, segment)).unwrap();
+                let mut bytes = vec![0; length as usize];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, position).unwrap();
+                assert!(bytes.iter().all(|&byte| byte == number as u8), "{number} is not at its place");
+            }
             assert!(bench.log.failure().is_none());
         });
         with_log(folder.path(), |bench| async move {
@@ -310,6 +341,7 @@ fn a_device_that_fails_everywhere_is_an_answer_and_not_a_hang() {
         assert!(bench.append(2, 10).await.is_err());
         assert!(bench.log.room(&Context::background(), 10, true).await.is_err());
         assert_eq!(*bench.durable.numbers.borrow(), [0]);
+        assert_eq!(*bench.durable.failed.borrow(), [1], "who waits for it is told");
     });
     with_log(folder.path(), |bench| async move {
         assert_eq!(bench.recovered_numbers().first(), Some(&0), "what was acknowledged is there");
@@ -319,7 +351,7 @@ fn a_device_that_fails_everywhere_is_an_answer_and_not_a_hang() {
 #[test]
 fn segments_are_used_again_when_nothing_in_them_is_alive() {
     let folder = tempfile::tempdir().unwrap();
-    with_log(folder.path(), |bench| async move {
+    let places = with_log(folder.path(), |bench| async move {
         bench.durable.keeps_segments.set(false);
         for number in 0..400 {
             let sequence = bench.append(number, 100_000).await.unwrap();
@@ -329,12 +361,18 @@ fn segments_are_used_again_when_nothing_in_them_is_alive() {
         bench.durable.keeps_segments.set(true);
         let sequence = bench.append(400, 100_000).await.unwrap();
         bench.acknowledged(sequence).await.unwrap();
+        bench.durable.places.take()
     });
     // Leftovers of earlier uses are not taken for what counts: what is found is the last part of the log, whole.
     with_log(folder.path(), |bench| async move {
         let numbers = bench.recovered_numbers();
         assert_eq!(numbers.last(), Some(&400));
         assert!(numbers.is_sorted() && numbers.len() < 150, "{numbers:?}");
+        for number in numbers {
+            let &Place { segment, epoch, .. } = places.iter().find(|place| place.number == number).unwrap();
+            let is_leftover = places.iter().any(|place| place.segment == segment && place.epoch > epoch);
+            assert!(!is_leftover, "{number} is of an earlier use of its segment");
+        }
         assert!(bench.recovered.damage.is_empty(), "{:?}", bench.recovered.damage);
     });
 }
@@ -361,4 +399,53 @@ fn a_torn_block_ends_the_log_and_damage_does_not() {
             assert_eq!(bench.recovered.damage.len(), expected_damage, "{:?}", bench.recovered.damage);
         });
     }
+}
+
+#[test]
+fn a_block_at_another_place_than_it_says_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = with_log(folder.path(), |bench| async move {
+        for number in 0..3 {
+            let sequence = bench.append(number, 1000).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        }
+        bench.durable.segments.borrow()[0].number()
+    });
+    // The last block overwrites the first, as if a write had gone astray.
+    let path = Space::path(folder.path(), number);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.copy_within(4096 * 3..4096 * 4, 4096);
+    std::fs::write(&path, bytes).unwrap();
+    with_log(folder.path(), |bench| async move {
+        assert_eq!(bench.recovered_numbers(), [1, 2]);
+    });
+}
+
+#[test]
+fn what_a_start_has_cut_off_cannot_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = with_log(folder.path(), |bench| async move {
+        bench.durable.keeps_segments.set(true);
+        for number in 0..4 {
+            let sequence = bench.append(number, 1000).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        }
+        bench.durable.segments.borrow()[0].number()
+    });
+    // Block 2 is torn. Block 3 claims that 2 was durable, so it is rewritten to claim less, as if all had been in
+    // flight together.
+    let path = Space::path(folder.path(), number);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096 * 3 + 500] ^= 1;
+    let mut header = format::BlockHeader::decode(&bytes[4096 * 4..]).unwrap();
+    header.durable = 2;
+    header.encode(&mut bytes[4096 * 4..4096 * 5]);
+    std::fs::write(&path, bytes).unwrap();
+    with_log(folder.path(), |bench| async move { assert_eq!(bench.recovered_numbers(), [0, 1]) });
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(
+        format::BlockHeader::decode(&bytes[4096 * 4..]).is_none(),
+        "what does not count is made unreadable"
+    );
+    assert!(format::BlockHeader::decode(&bytes[4096 * 2..]).is_some());
 }

@@ -30,7 +30,7 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::CoreMetrics;
 use crate::ring::{Arena, Descriptor, Fill, Region, WeakRegion};
-use crate::runtime::{Core, Task, yield_now};
+use crate::runtime::{Core, Either, Task, race, yield_now};
 
 /// A block is not begun where less than this is left of its piece or segment.
 const BLOCK_LENGTH_MIN: usize = 2 * ALIGNMENT;
@@ -38,6 +38,13 @@ const BLOCK_LENGTH_MIN: usize = 2 * ALIGNMENT;
 const PAYLOAD_ROOM_MIN: usize = 4096;
 /// Blocks in flight at most: what the device can do at once, and no more of the arena than that.
 const BLOCKS_IN_FLIGHT_MAX: usize = 16;
+
+/// What is kept of the last segment for records without a payload (deletions, ends), as a share of its length: a
+/// full disk can be emptied.
+const RESERVE_SHARE: u64 = 16;
+/// How long a wait for room is at most before it looks again: pieces of the arena come back from other cores
+/// without a word.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Who learns what has become durable.
 pub trait Sink: 'static {
@@ -49,6 +56,9 @@ pub trait Sink: 'static {
 
     /// All notes of a block have been told.
     fn block_done(&self);
+
+    /// The log has failed for good before the record that left this note became durable.
+    fn failed(&self, note: Self::Note);
 }
 
 /// Where the payload of a durable record lies.
@@ -134,6 +144,14 @@ struct State<N> {
     recovering: bool,
     failed: Option<Error>,
     spare_notes: Vec<Vec<Noted<N>>>,
+}
+
+/// Why a record finds no room now.
+enum Lack {
+    /// Blocks are in flight or memory is in use: it comes by itself.
+    Time,
+    /// There is no segment; the keeper is at it, or in trouble.
+    Segment,
 }
 
 struct Active {
@@ -244,7 +262,7 @@ impl<S: Sink> Log<S> {
             return Err(error.clone().into());
         }
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
-        if !self.ensure_open(state, least) {
+        if self.ensure_open(state, least).is_err() {
             return Ok(None);
         }
         let (Some(open), Some(piece)) = (&mut state.open, &mut state.piece) else { return Ok(None) };
@@ -291,29 +309,36 @@ impl<S: Sink> Log<S> {
     /// [`Kind::NoSpace`] when no segment can be had; the log's own failure.
     pub async fn room(&self, _context: &Context, wanted: usize, whole: bool) -> Result<()> {
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
-        let mut asked_again = false;
-        poll_fn(|context| {
-            let mut state = self.state.borrow_mut();
-            if let Some(error) = &state.failed {
-                return Poll::Ready(Err(error.clone()));
-            }
-            if self.ensure_open(&mut state, least) {
-                return Poll::Ready(Ok(()));
-            }
-            if state.active.is_none() && self.keeper.prepared() == 0 {
-                match self.keeper.trouble() {
-                    Some(error) if asked_again => return Poll::Ready(Err(error)),
-                    Some(_) => {
-                        asked_again = true;
-                        self.keeper.try_again();
-                    }
-                    None => {}
+        let mut attempts = None;
+        loop {
+            let look = poll_fn(|context| {
+                let mut state = self.state.borrow_mut();
+                if let Some(error) = &state.failed {
+                    return Poll::Ready(Err(error.clone()));
                 }
+                match self.ensure_open(&mut state, least) {
+                    Ok(()) => return Poll::Ready(Ok(())),
+                    Err(Lack::Time) => {}
+                    Err(Lack::Segment) => {
+                        // One more attempt for whoever comes while the keeper is in trouble; then its answer counts.
+                        if let Some(error) = self.keeper.trouble() {
+                            let since = *attempts.get_or_insert_with(|| {
+                                self.keeper.try_again();
+                                self.keeper.attempts()
+                            });
+                            if self.keeper.attempts() > since {
+                                return Poll::Ready(Err(error));
+                            }
+                        }
+                    }
+                }
+                state.waiting_for_room.push(context.waker().clone());
+                Poll::Pending
+            });
+            if let Either::First(outcome) = race(look, self.core.sleep(LOOK_AGAIN)).await {
+                return outcome;
             }
-            state.waiting_for_room.push(context.waker().clone());
-            Poll::Pending
-        })
-        .await
+        }
     }
 
     /// Waits until the block with this sequence, and all before it, are on stable storage. Dropping the future
@@ -364,10 +389,18 @@ impl<S: Sink> Log<S> {
     /// # Errors
     /// The log's own failure.
     pub async fn flush(&self, context: &Context) -> Result<()> {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if !state.recovering {
+                return Poll::Ready(());
+            }
+            state.waiting_for_room.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
         let last = {
             let mut state = self.state.borrow_mut();
-            let has_records = state.open.as_ref().is_some_and(|open| open.records > 0);
-            if has_records && !state.recovering && state.failed.is_none() {
+            if state.open.as_ref().is_some_and(|open| open.records > 0) && state.failed.is_none() {
                 self.close_block(&mut state);
             }
             state.next_sequence.checked_sub(1)
@@ -378,17 +411,32 @@ impl<S: Sink> Log<S> {
         }
     }
 
-    /// Whether a record with this much payload fits into the open block, after opening one if need be.
-    fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> bool {
+    /// Takes no more: every append and every wait that is left answers that the store is closed.
+    pub fn close(&self) {
+        let mut state = self.state.borrow_mut();
+        state.failed.get_or_insert_with(|| Error::new(Kind::Closed, "the store has been stopped"));
+        let waiting = std::mem::take(&mut state.waiting_for_durable);
+        drop(state);
+        for waker in waiting.into_values() {
+            waker.wake();
+        }
+        self.wake_room();
+    }
+
+    /// Makes sure that a record with this much payload fits into the open block, opening one if need be.
+    fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> std::result::Result<(), Lack> {
         let fits = |open: &OpenBlock<S::Note>| open.used + record_length(least) <= open.limit;
         if state.recovering {
-            return false;
+            return Err(Lack::Time);
+        }
+        if least > 0 && self.is_down_to_the_reserve(state) {
+            return Err(Lack::Segment);
         }
         if state.open.as_ref().is_some_and(fits) {
-            return true;
+            return Ok(());
         }
         if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
-            return false;
+            return Err(Lack::Time);
         }
         if state.open.as_ref().is_some_and(|open| open.records > 0) {
             self.close_block(state);
@@ -397,22 +445,31 @@ impl<S: Sink> Log<S> {
         self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN))
     }
 
-    fn open_block(&self, state: &mut State<S::Note>, length: usize) -> bool {
+    /// No further segment can be had, and what is left of this one is for records without a payload.
+    fn is_down_to_the_reserve(&self, state: &State<S::Note>) -> bool {
+        let segment_bytes = self.keeper.segment_bytes();
+        let left = state.active.as_ref().map_or(0, |active| segment_bytes - active.position);
+        left < segment_bytes / RESERVE_SHARE && self.keeper.prepared() == 0 && self.keeper.trouble().is_some()
+    }
+
+    fn open_block(&self, state: &mut State<S::Note>, length: usize) -> std::result::Result<(), Lack> {
         assert!(state.open.as_ref().is_none_or(|open| open.records == 0));
         state.open = None;
         let segment_bytes = self.keeper.segment_bytes();
         let room = |active: &Active| (segment_bytes - active.position) as usize;
         if state.active.as_ref().is_none_or(|active| room(active) < length) && !self.next_segment(state) {
-            return false;
+            return Err(Lack::Segment);
         }
         if state.piece.as_ref().is_none_or(|piece| piece.remaining() < length) && !self.next_piece(state) {
-            return false;
+            return Err(Lack::Time);
         }
-        let (Some(active), Some(piece)) = (&state.active, &state.piece) else { return false };
+        let (Some(active), Some(piece)) = (&state.active, &state.piece) else {
+            unreachable!("both were made sure of");
+        };
         let limit = self.settings.block_bytes.min(piece.remaining()).min(room(active));
         let notes = state.spare_notes.pop().unwrap_or_default();
         state.open = Some(OpenBlock { limit, used: BLOCK_HEADER_LENGTH, records: 0, notes });
-        true
+        Ok(())
     }
 
     fn next_segment(&self, state: &mut State<S::Note>) -> bool {
@@ -617,7 +674,13 @@ impl<S: Sink> Log<S> {
             tracing::error!(%error, "the log has failed: no segment can be written");
             state.failed = Some(error);
             let waiting = std::mem::take(&mut state.waiting_for_durable);
+            let open = state.open.take().map(|open| open.notes);
+            let lost: Vec<_> =
+                state.in_flight.drain(..).map(|flying| flying.notes).chain(open).flatten().collect();
             drop(state);
+            if let Some(sink) = self.sink.borrow().upgrade() {
+                lost.into_iter().for_each(|noted| sink.failed(noted.note));
+            }
             for waker in waiting.into_values() {
                 waker.wake();
             }
@@ -672,6 +735,7 @@ impl<S: Sink> Log<S> {
                 if let Err(errno) = written {
                     tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
                     active.segment.retire();
+                    self.leave(active.place);
                     failed = true;
                     break;
                 }

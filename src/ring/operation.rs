@@ -32,7 +32,9 @@ pub enum Readiness {
     Readable,
     /// Something can be written.
     Writable,
-    /// The peer has closed its side, or the connection broke.
+    /// The peer has closed its side, at least for sending, or the connection broke.
+    PeerFinished,
+    /// The connection is over in both directions.
     HungUp,
 }
 

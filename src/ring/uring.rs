@@ -121,7 +121,8 @@ impl Kernel for Uring {
                 let events = match readiness {
                     Readiness::Readable => POLLIN | POLLRDHUP,
                     Readiness::Writable => POLLOUT,
-                    Readiness::HungUp => POLLRDHUP,
+                    Readiness::PeerFinished => POLLRDHUP,
+                    Readiness::HungUp => 0, // POLLHUP and POLLERR are always told
                 };
                 opcode::PollAdd::new(fd(descriptor), events).build()
             }

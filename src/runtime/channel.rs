@@ -5,7 +5,7 @@
 //! it looks.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -43,6 +43,10 @@ pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
 }
 
 impl<T> Shared<T> {
+    fn clear(&self) {
+        while self.queue.pop().is_some() {}
+    }
+
     fn wake(&self) {
         if self.waiting.swap(false, Ordering::SeqCst) {
             let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -56,8 +60,14 @@ impl<T> Shared<T> {
 impl<T> Sender<T> {
     /// Sends a message. It is dropped where the receiver is gone.
     pub fn send(&self, message: T) {
-        if self.shared.received.load(Ordering::Acquire) {
+        if self.shared.received.load(Ordering::SeqCst) {
             self.shared.queue.push(message);
+            fence(Ordering::SeqCst);
+            // The receiver may have gone meanwhile: either it has seen the message, or this sees that it is gone. A
+            // message that stayed in the queue would keep whoever waits for its answer waiting.
+            if !self.shared.received.load(Ordering::SeqCst) {
+                self.shared.clear();
+            }
             self.shared.wake();
         }
     }
@@ -92,10 +102,12 @@ impl<T> Receiver<T> {
             }
             *self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
             self.shared.waiting.store(true, Ordering::SeqCst);
-            // Once more: a message may have come before `waiting` could be seen.
+            // Once more: a message may have come before `waiting` could be seen. The senders first: what the last
+            // one has sent before it went is in the queue once it is seen to be gone.
+            let is_last_look = self.shared.senders.load(Ordering::SeqCst) == 0;
             match self.shared.queue.pop() {
                 Some(message) => Poll::Ready(Some(message)),
-                None if self.shared.senders.load(Ordering::SeqCst) == 0 => Poll::Ready(None),
+                None if is_last_look => Poll::Ready(None),
                 None => Poll::Pending,
             }
         })
@@ -105,7 +117,85 @@ impl<T> Receiver<T> {
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        self.shared.received.store(false, Ordering::Release);
-        while self.shared.queue.pop().is_some() {}
+        self.shared.received.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.shared.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Barrier;
+    use std::task::{Context, Wake};
+    use std::thread::{self, Thread};
+
+    use super::*;
+
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut future = pin!(future);
+        loop {
+            match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(output) => return output,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+
+    /// Runs both at the same moment on two threads, again and again.
+    fn race<T: Send + 'static>(rounds: usize, one: impl Fn(Sender<T>) + Sync, other: impl Fn(Receiver<T>)) {
+        let barrier = Barrier::new(2);
+        let (senders, queue) = std::sync::mpsc::channel::<Sender<T>>();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for sender in queue {
+                    barrier.wait();
+                    one(sender);
+                    barrier.wait();
+                }
+            });
+            for _ in 0..rounds {
+                let (sender, receiver) = channel();
+                senders.send(sender).unwrap();
+                barrier.wait();
+                other(receiver);
+                barrier.wait();
+            }
+            drop(senders);
+        });
+    }
+
+    #[test]
+    fn what_the_last_sender_sends_before_it_goes_is_received() {
+        race(20_000, |sender| sender.send(7), |mut receiver| {
+            assert_eq!(block_on(receiver.receive()), Some(7));
+            assert_eq!(block_on(receiver.receive()), None);
+        });
+    }
+
+    #[test]
+    fn a_message_that_nobody_receives_any_more_is_dropped_though_senders_are_left() {
+        let (done, mut dropped) = channel::<()>();
+        let kept = Mutex::new(Vec::new());
+        race(
+            20_000,
+            |sender| {
+                sender.send(done.clone());
+                kept.lock().unwrap().push(sender);
+            },
+            drop,
+        );
+        drop(done);
+        // Were one of the clones still in a queue, this would wait for ever.
+        assert_eq!(block_on(dropped.receive()), None);
     }
 }

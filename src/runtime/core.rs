@@ -237,7 +237,8 @@ impl Core {
         while let Some(runnable) = self.mailbox.handed_over.pop() {
             self.ready.borrow_mut().push_back(runnable);
         }
-        for waker in self.timers.borrow_mut().due(self.now()) {
+        let due = self.timers.borrow_mut().due(self.now());
+        for waker in due {
             waker.wake();
         }
     }
@@ -282,8 +283,16 @@ impl Core {
             self.collect();
             self.run_ready();
         }
-        self.timers.borrow_mut().clear();
-        self.ready.borrow_mut().clear();
+        // What is dropped here may wake others, so nothing is borrowed meanwhile.
+        for _ in 0..64 {
+            let (timers, ready) = (self.timers.take(), self.ready.take());
+            if timers.is_empty() && ready.is_empty() {
+                break;
+            }
+            drop((timers, ready));
+        }
+        // Messages to other cores that were begun on the way.
+        let _ = self.ring.turn(Wait::No);
     }
 }
 

@@ -155,7 +155,17 @@ impl Stream {
         self.poll(Readiness::Writable).await
     }
 
-    /// Waits until the peer has closed its side, or the connection broke. Dropping the future loses nothing.
+    /// Waits until the peer has closed its side, at least for sending, or the connection broke. Dropping the future
+    /// loses nothing.
+    ///
+    /// # Errors
+    /// ECANCELED when the core goes down.
+    pub async fn peer_finished(&self) -> Result<(), Errno> {
+        self.poll(Readiness::PeerFinished).await
+    }
+
+    /// Waits until the connection is over in both directions: a peer that has only finished sending still reads.
+    /// Dropping the future loses nothing.
     ///
     /// # Errors
     /// ECANCELED when the core goes down.

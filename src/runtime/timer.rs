@@ -37,8 +37,8 @@ impl Timers {
         self.waiting.first_key_value().map(|(&(deadline, _), _)| deadline)
     }
 
-    pub(super) fn clear(&mut self) {
-        self.waiting.clear();
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 }
 

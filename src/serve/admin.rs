@@ -4,7 +4,6 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
 
 use super::connection::{Broken, Connection, Next, Request};
-use super::head::Framing;
 use super::problem::Problem;
 use crate::metrics::{self, Snapshot};
 use crate::runtime::channel;
@@ -13,7 +12,11 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
     let head = &request.head;
-    if !matches!(head.method, Method::GET | Method::HEAD) || head.framing != Framing::None {
+    if head.framing.has_body() {
+        let problem = Problem::bad_request("the admin listener takes no bodies").closing();
+        return connection.reply_problem(request, &problem).await;
+    }
+    if !matches!(head.method, Method::GET | Method::HEAD) {
         let problem = Problem::method_not_allowed(&head.method, "GET, HEAD");
         return connection.reply_problem(request, &problem).await;
     }

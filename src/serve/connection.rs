@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rustix::io::Errno;
 use tracing::Instrument;
 
-use super::head::{Framing, Head, Limits, Parsed, Version, parse_more};
+use super::head::{Head, Limits, Parsed, Version, parse_more};
 use super::problem::Problem;
 use super::reply::{Body, Committed, ReplyHead, write_problem};
 use super::server::{Door, Here, within};
@@ -106,10 +106,8 @@ impl From<Elapsed> for Broken {
 pub(super) enum Next {
     /// Another request may come.
     Request,
-    /// All was sent: close.
+    /// All was sent: close, after the client has had time to read it although it may still be sending.
     Close,
-    /// Close, but let the client read the answer although it is still sending.
-    Linger,
 }
 
 pub(super) struct Connection {
@@ -163,11 +161,9 @@ impl Connection {
             };
             match next {
                 Ok(Next::Request) if !self.here.is_draining() => {}
+                // What the client has sent and nobody has read would make closing a reset, and the end of the answer
+                // could be lost with it.
                 Ok(Next::Request | Next::Close) => {
-                    self.stream.finish();
-                    return;
-                }
-                Ok(Next::Linger) => {
                     self.linger().await;
                     return;
                 }
@@ -279,7 +275,7 @@ impl Connection {
             out.extend_from_slice(body);
         }
         self.send(&out, false).await?;
-        Ok(self.after(request, committed.keep_alive))
+        Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
     /// Sends the answer that tells of a problem. The body of the request, if there is one, was not read.
@@ -288,7 +284,7 @@ impl Connection {
         if problem.status.is_server_error() {
             tracing::warn!(%problem, method = %request.head.method, path = request.head.path, "failed");
         }
-        let has_body = request.head.framing != Framing::None;
+        let has_body = request.head.framing.has_body();
         let keep_alive = request.head.keep_alive && !has_body && !self.here.is_draining();
         let mut out = Vec::new();
         let (version, with_body) = (request.head.version, request.head.method != Method::HEAD);
@@ -297,7 +293,7 @@ impl Connection {
             .here
             .with_date(|date| write_problem(&mut out, problem, &id, version, keep_alive, with_body, date));
         self.send(&out, false).await?;
-        Ok(if has_body { Next::Linger } else { self.after(request, committed.keep_alive) })
+        Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
     async fn refuse_head(
@@ -315,11 +311,7 @@ impl Connection {
             write_problem(&mut out, problem, &id, version, !problem.close, with_body, date)
         });
         self.send(&out, false).await?;
-        Ok(if problem.close || !committed.keep_alive { Next::Linger } else { Next::Request })
-    }
-
-    fn after(&self, _request: &Request, keep_alive: bool) -> Next {
-        if keep_alive { Next::Request } else { Next::Close }
+        Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
     /// Sends bytes, waiting for a slow client as long as it takes something.

@@ -58,7 +58,7 @@ impl Plan {
 pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
     let head = &request.head;
     let Target::Object { name, query } = &head.target else { unreachable!("only objects are read") };
-    if head.framing != super::head::Framing::None && head.framing != super::head::Framing::Length(0) {
+    if head.framing.has_body() {
         let problem = Problem::bad_request("a GET has no body here").closing();
         return connection.reply_problem(request, &problem).await;
     }
@@ -121,10 +121,10 @@ async fn find(
     if let Some(object) = local.find(name) {
         return Ok(Some(object));
     }
-    let Some(wait) = query.wait else { return Ok(None) };
+    let Some(wait) = query.wait.filter(|wait| !wait.is_zero()) else { return Ok(None) };
     let begun = local.find_when_begun(&request.context, name);
     let limit = race(local.core().sleep(wait), connection.here.drained(true));
-    match race(begun, race(limit, connection.stream.hung_up())).await {
+    match race(begun, race(limit, connection.stream.peer_finished())).await {
         Either::First(object) => Ok(Some(object)),
         Either::Second(Either::First(_)) => Ok(None),
         Either::Second(Either::Second(_)) => Err(Broken::Gone),
@@ -188,7 +188,7 @@ fn plan_live(
         return plan_fixed(requested, committed);
     }
     if query.from_live {
-        return Ok(Plan::whole(committed, declared.map(|declared| declared - committed)));
+        return Ok(Plan::whole(committed, declared.map(|declared| declared.saturating_sub(committed))));
     }
     if let Some(declared) = declared {
         return match requested {

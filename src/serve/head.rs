@@ -60,6 +60,13 @@ pub enum Framing {
     Chunked,
 }
 
+impl Framing {
+    /// Whether bytes follow the head. Some clients say of no body that its length is zero.
+    pub fn has_body(self) -> bool {
+        !matches!(self, Framing::None | Framing::Length(0))
+    }
+}
+
 /// A request, all but its body.
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -369,7 +376,7 @@ fn assess(line: RequestLine<'_>, headers: HeaderMap, framing: Framing, length: u
         },
         Err(mut problem) => {
             // Nobody reads the body of what is refused here.
-            problem.close |= !keep_alive || !matches!(framing, Framing::None | Framing::Length(0));
+            problem.close |= !keep_alive || framing.has_body();
             Parsed::Refused { problem, method, version, length }
         }
     }
@@ -402,8 +409,7 @@ fn understand(
         return Err(Problem::length_required());
     }
     let expects_continue = expects_continue(headers, version)?;
-    let has_body = !matches!(framing, Framing::None | Framing::Length(0));
-    Ok((target, path.to_owned(), expects_continue && has_body))
+    Ok((target, path.to_owned(), expects_continue && framing.has_body()))
 }
 
 /// RFC 9110, section 10.1.1: the only expectation there is; HTTP/1.0 has none.

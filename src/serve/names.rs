@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::conditional::{Outcome, Validators, evaluate};
 use super::connection::{Broken, Connection, Next, Request};
-use super::head::Framing;
 use super::problem::Problem;
 use super::target::Target;
 use crate::store::{Object, State};
@@ -81,7 +80,7 @@ async fn reply_json(
     request: &Request,
     body: &impl Serialize,
 ) -> Result<Next, Broken> {
-    if request.head.framing != Framing::None {
+    if request.head.framing.has_body() {
         let problem = Problem::bad_request("a GET has no body here").closing();
         return connection.reply_problem(request, &problem).await;
     }
@@ -97,7 +96,7 @@ async fn reply_json(
 /// `DELETE /{bucket}/{key}`.
 pub(super) async fn delete(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
     let Target::Object { name, .. } = &request.head.target else { unreachable!("only objects are deleted") };
-    if request.head.framing != Framing::None && request.head.framing != Framing::Length(0) {
+    if request.head.framing.has_body() {
         let problem = Problem::bad_request("a DELETE has no body").closing();
         return connection.reply_problem(request, &problem).await;
     }

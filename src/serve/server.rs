@@ -50,11 +50,17 @@ pub(super) struct Shared {
     open: Vec<AtomicUsize>,
 }
 
+impl Shared {
+    fn open_connections(&self) -> usize {
+        self.open.iter().map(|count| count.load(Ordering::SeqCst)).sum()
+    }
+}
+
 impl Server {
     /// Takes the addresses, starts the engine, and serves.
     ///
     /// # Errors
-    /// [`Kind::AddressInUse`]; what [`Engine::start`] says.
+    /// [`Kind::AddressInUse`]; what [`Engine::start_with`] says.
     pub fn start(config: Config) -> Result<Server> {
         config.check()?;
         let bind = |address: SocketAddr| {
@@ -90,7 +96,7 @@ impl Server {
                 Box::pin(serve(here, listeners, receiver));
             serving
         };
-        let engine = Engine::start(&config, Arc::new(service))?;
+        let engine = Engine::start_with(&config, Arc::new(service))?;
         Ok(Server { engine, data_address, admin_address })
     }
 
@@ -241,7 +247,8 @@ async fn serve(
     doors.cancel().await;
     here.drain.wake(&());
     let limit = core.now() + Duration::from_secs(here.config().drain_seconds);
-    while !here.connections.is_empty() && core.now() < limit {
+    // Until the last request on any core has ended: it may need this one, and /readyz is answered by core 0.
+    while here.shared.open_connections() > 0 && core.now() < limit {
         core.sleep(Duration::from_millis(20)).await;
     }
     if !here.connections.is_empty() {
@@ -263,7 +270,6 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
     loop {
         let descriptor = match listener.accept(&core).await {
             Ok(descriptor) => descriptor,
-            Err(Errno::CANCELED) => return,
             Err(Errno::CONNABORTED | Errno::INTR | Errno::AGAIN | Errno::PROTO) => continue,
             Err(errno) => {
                 // No descriptors or no memory: clients wait in the backlog until some are free again.
@@ -276,15 +282,16 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         };
         complained = false;
         let open = &here.shared.open;
-        let total: usize = open.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        if total >= here.config().connections_max && door == Door::Data {
+        if here.shared.open_connections() >= here.config().connections_max && door == Door::Data {
             here.local.metrics().connections_refused.increment();
             let stream = Stream::new(core.clone(), descriptor);
             connection::refuse(&here, &stream);
             continue;
         }
-        let fewest = (0..open.len()).min_by_key(|&core| open[core].load(Ordering::Relaxed)).unwrap_or(0);
-        open[fewest].fetch_add(1, Ordering::Relaxed);
+        let by_load = || (0..open.len()).min_by_key(|&core| open[core].load(Ordering::Relaxed)).unwrap_or(0);
+        // Other cores may be gone already while the node drains.
+        let fewest = if here.is_draining() { core.index() } else { by_load() };
+        open[fewest].fetch_add(1, Ordering::SeqCst);
         if fewest != core.index() {
             here.local.metrics().core_messages.increment();
         }
@@ -330,7 +337,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let core = self.here.local.core().index();
-        self.here.shared.open[core].fetch_sub(1, Ordering::Relaxed);
+        self.here.shared.open[core].fetch_sub(1, Ordering::SeqCst);
         if self.door == Door::Data {
             self.here.local.metrics().connections_open.decrement();
         }

@@ -4,8 +4,12 @@
 //! that a slow reader holds none of it. Older bytes go file -> pipe -> socket where they lie in long runs, and are
 //! read and sent where they lie in short ones: a splice through the ring costs two thread switches, whatever its
 //! length. The filling of a pipe may wait for the disk and is left to the ring; its emptying never waits.
+//!
+//! What was spliced is in the socket as pages of the page cache. Where direct writes pass those by (ext4, XFS), a
+//! segment that is used again meanwhile does not change them; elsewhere nothing is spliced.
 
 use std::io::IoSlice;
+use std::pin::pin;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -25,7 +29,9 @@ const PIECES_MAX: usize = 120;
 /// Runs in a file from this length on are spliced, in bytes.
 const SPLICE_LENGTH_MIN: usize = 128 << 10;
 /// How much is read at once where runs are short, in bytes, headers between them included.
-const READ_LENGTH_MAX: usize = 128 << 10;
+const READ_LENGTH_MAX: usize = 256 << 10;
+/// How many runs are read at once.
+const READS_MAX: usize = 8;
 /// What may lie between two pieces that are read together, in bytes.
 const READ_GAP_MAX: u64 = 16 << 10;
 /// How much one connection sends before others have their turn, in bytes.
@@ -52,8 +58,16 @@ pub(super) async fn send_body(
     let mut remaining = length.unwrap_or(u64::MAX);
     let mut head = head;
     let mut turn = 0;
+    let mut gone = pin!(connection.stream.hung_up());
+    // With a length that was told before, the last byte is the end: it is the real one only once there is a seal.
+    let ends_object = length.is_some_and(|length| {
+        reader.object().metadata().declared_length == Some(reader.offset().saturating_add(length))
+    });
     loop {
-        let span = reader.available().min(remaining).min(SPAN_LENGTH_MAX);
+        // The state first: once it is not live, the watermark is final.
+        let is_live = reader.object().state() == State::Live;
+        let held_back = u64::from(ends_object && is_live);
+        let span = reader.available().min(remaining.saturating_sub(held_back)).min(SPAN_LENGTH_MAX);
         if span > 0 {
             let line = (delimited == Delimited::Chunked).then(|| ChunkHead::new(span));
             let mut before = Vec::new();
@@ -78,7 +92,9 @@ pub(super) async fn send_body(
         if remaining == 0 {
             return Ok(Ended::Whole);
         }
-        let more = match race(reader.more(context), connection.stream.hung_up()).await {
+        // What is held back is the last byte, so it only counts when everything else was sent.
+        let held_back = if remaining == held_back { held_back } else { 0 };
+        let more = match race(reader.more(context, held_back), gone.as_mut()).await {
             Either::First(more) => more,
             Either::Second(_) => return Err(Broken::Gone),
         };
@@ -115,10 +131,10 @@ async fn send_span(
         reader.gather(remaining, PIECES_MAX, &mut pieces);
         let hot = pieces.iter().take_while(|piece| piece.hot.is_some()).count();
         if hot == 0 {
-            connection.send(std::mem::take(&mut before), true).await?;
-            // The rest may be hot again: only the cold run is taken from the files.
+            // The rest may be hot again: only the cold run is taken from the files, and nothing of the arena is held.
             let cold = pieces.iter().take_while(|piece| piece.hot.is_none()).count();
             pieces.truncate(cold);
+            connection.send(std::mem::take(&mut before), true).await?;
             let sent = send_cold(connection, reader, &pieces, more || !after.is_empty()).await?;
             metrics.bytes_sent.of(Source::Files).add(sent);
             remaining -= sent;
@@ -164,7 +180,8 @@ async fn send_cold(
     pieces: &[Piece],
     more: bool,
 ) -> Result<u64, Broken> {
-    let sent = if pieces[0].length >= SPLICE_LENGTH_MIN {
+    let may_splice = connection.here.local.shared().may_splice();
+    let sent = if may_splice && pieces[0].length >= SPLICE_LENGTH_MIN {
         splice(connection, &pieces[0], more).await
     } else {
         read_and_send(connection, pieces, more).await
@@ -217,49 +234,84 @@ async fn splice(connection: &Connection, piece: &Piece, more: bool) -> Result<u6
     Ok(filled as u64)
 }
 
-/// Reads a run of the segment that holds the first pieces, with what lies between them, and sends the pieces.
-async fn read_and_send(connection: &Connection, pieces: &[Piece], more: bool) -> Result<u64, Cold> {
-    let here = &connection.here;
-    let first = &pieces[0];
-    let mut end = first.position + first.length as u64;
-    let mut count = 1;
-    for piece in &pieces[1..] {
-        let near = Arc::ptr_eq(&piece.segment, &first.segment)
-            && piece.position >= end
-            && piece.position - end <= READ_GAP_MAX
-            && (piece.position + piece.length as u64 - first.position) as usize <= READ_LENGTH_MAX;
-        if !near {
+/// Some pieces that are read together, with what lies between them.
+struct Run<'a> {
+    pieces: &'a [Piece],
+    length: usize,
+}
+
+/// Splits the first pieces into runs, no more of them than are read at once.
+fn runs_of(pieces: &[Piece]) -> Vec<Run<'_>> {
+    let mut runs = Vec::with_capacity(READS_MAX);
+    let mut rest = pieces;
+    let mut total = 0;
+    while let [first, ..] = rest
+        && runs.len() < READS_MAX
+        && (first.length < SPLICE_LENGTH_MIN || runs.is_empty())
+    {
+        let mut end = first.position + first.length as u64;
+        let mut count = 1;
+        for piece in &rest[1..] {
+            let near = Arc::ptr_eq(&piece.segment, &first.segment)
+                && piece.position >= end
+                && piece.position - end <= READ_GAP_MAX
+                && (piece.position + piece.length as u64 - first.position) as usize <= READ_LENGTH_MAX;
+            if !near {
+                break;
+            }
+            end = piece.position + piece.length as u64;
+            count += 1;
+        }
+        let length = (end - first.position) as usize;
+        total += length;
+        if total > READ_LENGTH_MAX && !runs.is_empty() {
             break;
         }
-        end = piece.position + piece.length as u64;
-        count += 1;
+        let (run, behind) = rest.split_at(count);
+        runs.push(Run { pieces: run, length });
+        rest = behind;
     }
-    let length = (end - first.position) as usize;
-    let buffer = here.take_buffer(length);
-    let (read, buffer) = here.local.core().read(first.segment.file(), first.position, buffer, 0).await;
-    match read {
-        Ok(read) if read == length => {}
-        Ok(_) => return Err(Cold::Unreadable(Errno::IO)),
-        Err(errno) => return Err(Cold::Unreadable(errno)),
-    }
-    let mut slices: Vec<IoSlice<'_>> = pieces[..count]
+    runs
+}
+
+/// Reads the first pieces, several runs at once, and sends them.
+async fn read_and_send(connection: &Connection, pieces: &[Piece], more: bool) -> Result<u64, Cold> {
+    let here = &connection.here;
+    let core = here.local.core();
+    let runs = runs_of(pieces);
+    let reads: Vec<_> = runs
         .iter()
-        .map(|piece| {
-            let start = (piece.position - first.position) as usize;
-            IoSlice::new(&buffer[start..start + piece.length])
+        .map(|run| {
+            let (file, position) = (run.pieces[0].segment.file().clone(), run.pieces[0].position);
+            let (core, buffer) = (core.clone(), here.take_buffer(run.length));
+            here.local.core().spawn(async move { core.read(&file, position, buffer, 0).await })
         })
         .collect();
-    let mut rest = &mut slices[..];
     let mut sent = 0;
-    while !rest.is_empty() {
-        match connection.stream.try_send(rest, more).map_err(|errno| Cold::Broken(Broken::from(errno)))? {
-            Some(count) => {
-                sent += count as u64;
-                IoSlice::advance_slices(&mut rest, count);
-            }
-            None => connection.writable().await?,
+    for (run, read) in runs.iter().zip(reads) {
+        let (read, buffer) = read.await;
+        match read {
+            Ok(read) if read == run.length => {}
+            Ok(_) => return Err(Cold::Unreadable(Errno::IO)),
+            Err(errno) => return Err(Cold::Unreadable(errno)),
         }
+        let slice = |piece: &Piece| {
+            let start = (piece.position - run.pieces[0].position) as usize;
+            start..start + piece.length
+        };
+        let mut slices: Vec<IoSlice<'_>> =
+            run.pieces.iter().map(|piece| IoSlice::new(&buffer[slice(piece)])).collect();
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            match connection.stream.try_send(rest, more).map_err(|errno| Cold::Broken(Broken::from(errno)))? {
+                Some(count) => {
+                    sent += count as u64;
+                    IoSlice::advance_slices(&mut rest, count);
+                }
+                None => connection.writable().await?,
+            }
+        }
+        here.keep_buffer(buffer);
     }
-    here.keep_buffer(buffer);
     Ok(sent)
 }

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -28,6 +29,9 @@ use crate::runtime::{Core, Mailbox, Receiver, allowed_processors};
 
 /// How long a piece of the arena is, in bytes, where blocks are not longer.
 const PIECE_LENGTH: usize = 1 << 20;
+/// How many generations an epoch has room for: more objects than fit into a segment. Numbers stay below 2^53, which
+/// every reader of JSON can represent, for 2^29 uses of a segment.
+const GENERATIONS_PER_EPOCH_BITS: u32 = 24;
 
 /// What runs on every core beside its store. It returns when its work is done after
 /// [`LocalStore::stopping`] has returned.
@@ -49,12 +53,22 @@ struct Orders {
 }
 
 impl Engine {
-    /// Opens the data folder of `config`, reads what is there, and starts the cores, each with `service`.
+    /// Opens the data folder of `config`, reads what is there, and starts the cores. What HTTP needs of `config`,
+    /// such as addresses, is not looked at.
     ///
     /// # Errors
     /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
     /// let us use io_uring. [`Kind::Startup`]: anything else.
-    pub fn start(config: &Config, service: Service) -> Result<Engine> {
+    pub fn start(config: &Config) -> Result<Engine> {
+        Engine::start_with(config, Arc::new(|local: Rc<LocalStore>| Box::pin(async move { local.stopping().await })))
+    }
+
+    /// As [`Engine::start`], with `service` running on every core.
+    ///
+    /// # Errors
+    /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
+    /// let us use io_uring. [`Kind::Startup`]: anything else.
+    pub fn start_with(config: &Config, service: Service) -> Result<Engine> {
         config.check()?;
         let mut notices = Vec::new();
         // The ring first: without it there is no need to make a folder.
@@ -95,19 +109,23 @@ impl Engine {
                 mailbox,
                 service: service.clone(),
                 orders,
-                started: started_sender.clone(),
+                started: Some(started_sender.clone()),
+                has_begun: Arc::default(),
                 recovered: (index == 0).then(|| recovered_sender.clone()),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("core-{index}"))
-                .spawn(move || core.run())
+                .spawn(move || core.run_to_end())
                 .map_err(|error| Error::new(Kind::Startup, format!("cannot start a thread: {error}")))?;
             threads.push(thread);
         }
         drop((started_sender, recovered_sender));
 
         // Core 0 reads what is there; the others wait for what it finds.
-        let Ok(found) = recovered.recv() else { return Err(first_failure(threads)) };
+        let Ok(found) = recovered.recv() else {
+            drop(orders_senders); // they wait for no orders any more
+            return Err(first_failure(threads));
+        };
         let namespace = Namespace::default();
         let began = Instant::now();
         let records = found.records.len();
@@ -125,14 +143,18 @@ impl Engine {
             seconds = (found.elapsed + began.elapsed()).as_secs_f64(),
             "recovered"
         );
-        let (shared, receivers) = Shared::new(config.cores, namespace, space.clone());
+        // A generation never comes twice, also when everything that had it was deleted: each run takes its own from
+        // behind an epoch that it makes durable before its first block.
+        let next_generation =
+            (found.generation_max + 1).max(space.next_epoch() << GENERATIONS_PER_EPOCH_BITS);
+        let (shared, receivers) = Shared::new(config.cores, namespace, next_generation, folder.may_splice);
         for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
             let orders = Orders { shared: shared.clone(), messages, continuation };
-            if sender.send(orders).is_err() {
-                return Err(first_failure(threads));
-            }
+            // A core that is gone shows below.
+            let _ = sender.send(orders);
         }
+        drop(orders_senders);
         for _ in 0..config.cores {
             match started.recv() {
                 Ok(notice) => notices.extend(notice),
@@ -147,14 +169,12 @@ impl Engine {
             for object in shared.namespace().settle(&name) {
                 object.set_deleted();
                 shared.call(object.home(), move |local| {
-                    let core = local.core().clone();
-                    let local = local.clone();
-                    core.spawn(async move {
-                        if let Err(error) = local.log_deletion(object).await {
+                    let here = local.clone();
+                    local.spawn(async move {
+                        if let Err(error) = here.log_deletion(object).await {
                             tracing::warn!(%error, "what is superseded could not be deleted");
                         }
-                    })
-                    .detach();
+                    });
                 });
             }
         }
@@ -215,6 +235,7 @@ fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
 struct Found {
     records: Vec<crate::log::RecoveredRecord>,
     logs: std::collections::BTreeMap<u16, Continuation>,
+    generation_max: u64,
     damage: Vec<String>,
     scanned_bytes: u64,
     elapsed: std::time::Duration,
@@ -228,11 +249,36 @@ struct CoreThread {
     mailbox: Arc<Mailbox>,
     service: Service,
     orders: mpsc::Receiver<Orders>,
-    started: mpsc::Sender<Option<String>>,
+    /// Taken when the core has started; dropped unused where it fails.
+    started: Option<mpsc::Sender<Option<String>>>,
+    /// The core has started and was not told to end.
+    has_begun: Arc<AtomicBool>,
     recovered: Option<mpsc::Sender<Found>>,
 }
 
 impl CoreThread {
+    /// A core that ends before it was told to takes the process with it: without it requests would hang and others
+    /// would fill its queues. Everything acknowledged is durable, so a start is the right answer.
+    fn run_to_end(self) -> Result<()> {
+        let (index, has_begun) = (self.index, self.has_begun.clone());
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run()));
+        match outcome {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if !has_begun.load(Ordering::SeqCst) => Err(error),
+            Ok(Err(error)) => {
+                tracing::error!(core = index, %error, "a core has failed");
+                std::process::abort()
+            }
+            Err(_) => {
+                tracing::error!(
+                    core = index,
+                    "a core has panicked; the process ends, nothing acknowledged is lost"
+                );
+                std::process::abort()
+            }
+        }
+    }
+
     fn run(mut self) -> Result<()> {
         let mut set = rustix::thread::CpuSet::new();
         set.set(self.processor);
@@ -255,6 +301,7 @@ impl CoreThread {
             let found = Found {
                 records: recovery.records,
                 logs: recovery.logs,
+                generation_max: recovery.generation_max,
                 damage: recovery.damage,
                 scanned_bytes: recovery.scanned_bytes,
                 elapsed: began.elapsed(),
@@ -278,12 +325,18 @@ impl CoreThread {
         let local = LocalStore::new(core, orders.shared, log, keeper, metrics);
         let listening = core.spawn(local.clone().listen(orders.messages));
         let service = core.spawn((self.service)(local.clone()));
-        let _ = self.started.send(notice);
+        self.has_begun.store(true, Ordering::SeqCst);
+        if let Some(started) = self.started.take() {
+            let _ = started.send(notice);
+        }
 
         local.stopping().await;
         service.await;
-        let outcome = local.close().await;
+        // What was asked for is done and answered; then nothing more is asked for.
+        let flushed = local.flush().await;
+        self.has_begun.store(false, Ordering::SeqCst);
         listening.cancel().await;
+        let outcome = flushed.and(local.close().await);
         flushing.cancel().await;
         keeping.cancel().await;
         outcome

@@ -22,6 +22,11 @@ const MARKER: &str = "tailwater.json";
 const LOCK: &str = "lock";
 const SEGMENTS: &str = "segments";
 
+/// Numbers of file systems: statfs(2).
+const TMPFS: u64 = 0x0102_1994;
+const EXT4: u64 = 0xef53;
+const XFS: u64 = 0x5846_5342;
+
 /// What `tailwater.json` says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
@@ -41,6 +46,8 @@ pub struct Folder {
     pub segment_bytes: u64,
     /// Whether the file system takes direct writes.
     pub direct: bool,
+    /// Whether direct writes are known to leave alone what was spliced from the page cache: on ext4 and XFS.
+    pub may_splice: bool,
     _lock: OwnedFd,
 }
 
@@ -61,6 +68,11 @@ impl Folder {
             check_not_foreign(path)?;
         }
         let lock = take_lock(path)?;
+        // Once more: another process may have made it a store while this one waited for the lock.
+        let marker = match marker {
+            None => read_marker(path)?,
+            marker => marker,
+        };
         let segments = path.join(SEGMENTS);
         let marker = match marker {
             Some(marker) => marker,
@@ -75,8 +87,17 @@ impl Folder {
             }
         };
         check_segment_bytes(marker.segment_bytes)?;
-        let direct = takes_direct_writes(&segments)?;
-        Ok(Folder { segments, store: marker.store, segment_bytes: marker.segment_bytes, direct, _lock: lock })
+        let file_system = rustix::fs::statfs(&segments).map_or(0, |disk| disk.f_type as u64);
+        // tmpfs takes direct writes in name only.
+        let direct = file_system != TMPFS && takes_direct_writes(&segments)?;
+        Ok(Folder {
+            segments,
+            store: marker.store,
+            segment_bytes: marker.segment_bytes,
+            direct,
+            may_splice: direct && (file_system == EXT4 || file_system == XFS),
+            _lock: lock,
+        })
     }
 }
 
@@ -179,6 +200,8 @@ fn takes_direct_writes(segments: &Path) -> Result<bool> {
     match outcome {
         Ok(_) => Ok(true),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
+        // It opened; a full disk is no reason not to serve what is there.
+        Err(Errno::NOSPC | Errno::DQUOT) => Ok(true),
         Err(errno) => Err(Error::device(format!("cannot write to {}", segments.display()), errno)),
     }
 }

@@ -18,7 +18,7 @@ use super::object::{Metadata, Object};
 use super::reader::{More, Piece, Reader};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{Receiver, Sender, channel};
+use crate::runtime::{Either, Receiver, Sender, channel, race};
 
 /// A running store. Clones are the same store.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl Store {
                 }
                 // The other side is gone: dropping the writer interrupts the object.
             };
-            local.core().spawn(serving).detach();
+            local.spawn(serving);
             Ok(object)
         })
         .await?;
@@ -96,15 +96,19 @@ impl Store {
         Ok(self.reader(object, offset))
     }
 
-    /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind
-    /// but a wait that ends with the name's beginning.
+    /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// [`Kind::Closed`].
     pub async fn open_when_begun(&self, context: &Context, name: &Name, offset: u64) -> Result<StoreReader> {
         let (context, name) = (context.clone(), name.clone());
+        // Goes with this future, and takes the wait with it.
+        let (_waiting, mut given_up) = channel::<()>();
         let object = call_on(&self.shared, self.any_core(), move |local| async move {
-            Ok(local.find_when_begun(&context, &name).await)
+            match race(local.find_when_begun(&context, &name), given_up.receive()).await {
+                Either::First(object) => Ok(object),
+                Either::Second(_) => Err(gone()),
+            }
         })
         .await?;
         Ok(self.reader(object, offset))
@@ -117,10 +121,14 @@ impl Store {
             let reader = Rc::new(RefCell::new(local.read(watched, offset)));
             let serving = async move {
                 while let Some((length_max, done)) = received.receive().await {
-                    done.send(next_bytes(&reader, length_max).await);
+                    // An order is only given when the one before was answered: what comes instead is the end.
+                    match race(next_bytes(&reader, length_max), received.receive()).await {
+                        Either::First(outcome) => done.send(outcome),
+                        Either::Second(_) => return,
+                    }
                 }
             };
-            local.core().spawn(serving).detach();
+            local.spawn(serving);
         });
         StoreReader { object, orders, pending: None }
     }
@@ -223,7 +231,7 @@ impl StoreReader {
         &self.object
     }
 
-    /// The next bytes, at most `length_max`, waiting for them where the object is live. None: this was all, the
+    /// The next bytes, at least one and at most `length_max`, waiting for them where the object is live. None: this was all, the
     /// writer has sealed the object. Dropping the future loses nothing: the next call answers what it would have
     /// answered, whatever its own `length_max`.
     ///
@@ -246,7 +254,7 @@ async fn next_bytes(reader: &RefCell<Reader>, length_max: usize) -> Result<Optio
     let context = Context::background();
     loop {
         let mut pieces: Vec<Piece> = Vec::with_capacity(1);
-        let length = reader.borrow_mut().gather(length_max as u64, 1, &mut pieces);
+        let length = reader.borrow_mut().gather(length_max.max(1) as u64, 1, &mut pieces);
         if let Some(piece) = pieces.pop() {
             let bytes = match &piece.hot {
                 Some(region) => Bytes::copy_from_slice(region),
@@ -258,7 +266,7 @@ async fn next_bytes(reader: &RefCell<Reader>, length_max: usize) -> Result<Optio
         // Nobody else uses this reader, and `more` only needs to look at it.
         let local = reader.borrow().local().clone();
         let waiting = local.read(reader.borrow().object().clone(), reader.borrow().offset());
-        match waiting.more(&context).await {
+        match waiting.more(&context, 0).await {
             More::Available => {}
             More::Sealed => return Ok(None),
             More::Interrupted => {

@@ -1,12 +1,11 @@
 //! The store as one core sees it: its log, its registries, and the messages from other cores.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::extents::{Extent, Tail};
 use super::listing::ListingQuery;
@@ -19,17 +18,18 @@ use super::writer::Writer;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{Keeper, Log, Placement, Sink, Space};
+use crate::log::{Keeper, Log, Placement, Sink};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
-use crate::runtime::{Core, Receiver, Sender, channel};
+use crate::runtime::{Core, Receiver, Sender, TaskGroup, channel};
 
 /// What all cores of a store share.
 pub struct Shared {
     pub(super) namespace: Namespace,
-    space: Arc<Space>,
+    next_generation: AtomicU64,
     peers: Vec<Sender<Message>>,
     stopping: AtomicBool,
     started: Instant,
+    may_splice: bool,
 }
 
 /// Something to run on a core.
@@ -52,11 +52,18 @@ impl Shared {
     pub(super) fn new(
         cores: usize,
         namespace: Namespace,
-        space: Arc<Space>,
+        next_generation: u64,
+        may_splice: bool,
     ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
         let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
-        let shared =
-            Shared { namespace, space, peers, stopping: AtomicBool::new(false), started: Instant::now() };
+        let shared = Shared {
+            namespace,
+            next_generation: AtomicU64::new(next_generation),
+            peers,
+            stopping: AtomicBool::new(false),
+            started: Instant::now(),
+            may_splice,
+        };
         (Arc::new(shared), receivers)
     }
 
@@ -71,8 +78,18 @@ impl Shared {
     }
 
     /// How long ago the store was started.
-    pub(super) fn elapsed(&self) -> std::time::Duration {
+    pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Whether bytes may go from the segment files to sockets as pages of the page cache.
+    pub fn may_splice(&self) -> bool {
+        self.may_splice
+    }
+
+    /// Whether the store is to come to an end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// The names.
@@ -99,6 +116,10 @@ pub struct LocalStore {
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
     metrics: Rc<CoreMetrics>,
+    /// What runs here on behalf of others; ends with the store.
+    tasks: TaskGroup,
+    /// Interruptions on their way into the log.
+    endings: TaskGroup,
 }
 
 /// What an append leaves behind until it is durable.
@@ -121,6 +142,8 @@ pub(super) enum Note {
 /// An object that is being written on this core.
 pub(super) struct Live {
     pub object: Arc<Object>,
+    /// The last of the core's blocks, as they became durable, in which it has grown.
+    touched_in: Cell<u64>,
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
@@ -128,7 +151,8 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
-        Rc::new(Live { tail: RefCell::new(object.extents().tail()), parts: RefCell::default(), object })
+        let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
+        Rc::new(Live { object, touched_in: Cell::new(0), tail, parts })
     }
 
     /// Adds bytes that are durable; true when that makes an append whole.
@@ -158,8 +182,9 @@ pub(super) struct Commits {
     metrics: Rc<CoreMetrics>,
     grown: Rc<Registry<u64>>,
     /// Objects that have changed in the block at hand.
-    touched: RefCell<Vec<Arc<Object>>>,
-    touched_generations: RefCell<HashSet<u64>>,
+    touched: RefCell<Vec<Rc<Live>>>,
+    /// How many blocks have become durable, this one included.
+    blocks: Cell<u64>,
 }
 
 impl Sink for Commits {
@@ -169,6 +194,7 @@ impl Sink for Commits {
         match note {
             Note::Create(live) => live.object.anchor(placement.segment),
             Note::Append { live, offset, continued } => {
+                self.touch(&live);
                 let object = &live.object;
                 let extent = Extent {
                     offset,
@@ -183,11 +209,10 @@ impl Sink for Commits {
                     self.metrics.appends.increment();
                     self.metrics.append_to_acknowledged.record(placement.appended.elapsed());
                 }
-                self.touch(object);
             }
             Note::End { live, state, at_microseconds } => {
                 live.object.anchor(placement.segment);
-                self.end(&live.object, state, at_microseconds);
+                self.end(&live, state, at_microseconds);
             }
             Note::Delete(object) => {
                 for segment in object.segments() {
@@ -199,19 +224,38 @@ impl Sink for Commits {
     }
 
     fn block_done(&self) {
-        self.touched_generations.borrow_mut().clear();
-        let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
-        for object in touched.drain(..) {
-            self.announce(&object);
+        self.blocks.set(self.blocks.get() + 1);
+        let mut touched = self.touched.take();
+        for live in touched.drain(..) {
+            self.announce(&live.object);
         }
-        *self.touched.borrow_mut() = touched;
+        self.touched.replace(touched);
+    }
+
+    fn failed(&self, note: Note) {
+        match note {
+            Note::Create(live) | Note::Append { live, .. } | Note::End { live, .. } => {
+                self.end_without_log(&live)
+            }
+            // Who asked for the deletion learns of the failure; a restart may find the object again.
+            Note::Delete(_) => {}
+        }
     }
 }
 
 impl Commits {
-    fn touch(&self, object: &Arc<Object>) {
-        if self.touched_generations.borrow_mut().insert(object.generation()) {
-            self.touched.borrow_mut().push(object.clone());
+    fn touch(&self, live: &Rc<Live>) {
+        if live.touched_in.replace(self.blocks.get()) != self.blocks.get() {
+            self.touched.borrow_mut().push(live.clone());
+        }
+    }
+
+    /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
+    /// interrupted all the same.
+    fn end_without_log(&self, live: &Rc<Live>) {
+        if live.object.state() == State::Live {
+            self.end(live, State::Interrupted, microseconds(SystemTime::now()));
+            self.block_done();
         }
     }
 
@@ -232,14 +276,15 @@ impl Commits {
     }
 
     /// The object has ended; what it supersedes is deleted.
-    fn end(&self, object: &Arc<Object>, state: State, at_microseconds: u64) {
+    fn end(&self, live: &Rc<Live>, state: State, at_microseconds: u64) {
+        let object = &live.object;
         object.end(state, at_microseconds);
         self.metrics.objects_live.decrement();
         match state {
             State::Sealed => self.metrics.objects_sealed.increment(),
             _ => self.metrics.objects_interrupted.increment(),
         }
-        self.touch(object);
+        self.touch(live);
         for superseded in self.shared.namespace.settle(object.name()) {
             superseded.set_deleted();
             let (done, _) = channel();
@@ -262,7 +307,7 @@ impl LocalStore {
             metrics: metrics.clone(),
             grown: Rc::default(),
             touched: RefCell::default(),
-            touched_generations: RefCell::default(),
+            blocks: Cell::new(1),
         });
         log.set_sink(&commits);
         Rc::new(LocalStore {
@@ -274,6 +319,8 @@ impl LocalStore {
             names: Rc::default(),
             stopping: Rc::default(),
             metrics,
+            tasks: TaskGroup::default(),
+            endings: TaskGroup::default(),
         })
     }
 
@@ -285,12 +332,16 @@ impl LocalStore {
                 Message::Begun(name) => self.names.wake(&name),
                 Message::Delete(object, done) => {
                     let local = self.clone();
-                    let task = async move { done.send(local.log_deletion(object).await) };
-                    self.core.spawn(task).detach();
+                    self.spawn(async move { done.send(local.log_deletion(object).await) });
                 }
                 Message::Call(call) => call(&self),
             }
         }
+    }
+
+    /// Runs something on this core until the store comes to an end.
+    pub(super) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.tasks.spawn(&self.core, future);
     }
 
     /// The core.
@@ -342,7 +393,7 @@ impl LocalStore {
             return Err(Error::new(Kind::InvalidArgument, "the metadata is too long"));
         }
         self.log.room(context, document.len(), true).await?;
-        let generation = self.shared.space.begin_generation();
+        let generation = self.shared.next_generation.fetch_add(1, Ordering::Relaxed);
         let timestamp = microseconds(SystemTime::now());
         let object = Object::new(name, generation, metadata, self.core.index(), timestamp);
         let awaited = self.shared.namespace.begin(&object, only_if_absent)?;
@@ -393,6 +444,7 @@ impl LocalStore {
 
     /// Waits until a name serves something. Dropping the future leaves nothing behind.
     pub async fn find_when_begun(&self, _context: &Context, name: &Name) -> Arc<Object> {
+        let _leaving = LeaveName { local: self, name };
         let (shared, core, wanted) = (self.shared.clone(), self.core.index(), name.clone());
         self.names
             .wait(name.clone(), move |registered| match registered {
@@ -423,6 +475,7 @@ impl LocalStore {
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
         }
+        let count = objects.len();
         let (done, mut outcomes) = channel();
         for object in objects {
             // What was superseded is deleted already, but perhaps not durably.
@@ -434,8 +487,9 @@ impl LocalStore {
             self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
         }
         drop(done);
-        while let Some(outcome) = outcomes.receive().await {
-            outcome?;
+        for _ in 0..count {
+            let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
+            outcomes.receive().await.unwrap_or_else(|| Err(gone()))?;
         }
         Ok(())
     }
@@ -500,16 +554,12 @@ impl LocalStore {
                 local.end_without_log(&live);
             }
         };
-        self.core.spawn(task).detach();
+        self.endings.spawn(&self.core, task);
     }
 
-    /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
-    /// interrupted all the same.
-    pub(super) fn end_without_log(&self, live: &Live) {
-        if live.object.state() == State::Live {
-            self.commits.end(&live.object, State::Interrupted, microseconds(SystemTime::now()));
-            self.commits.block_done();
-        }
+    /// Ends an object as interrupted though that could not be logged.
+    pub(super) fn end_without_log(&self, live: &Rc<Live>) {
+        self.commits.end_without_log(live);
     }
 
     /// Puts the end of an object into the log. None: there is no room now.
@@ -541,8 +591,39 @@ impl LocalStore {
     }
 
     /// Writes what is appended and waits until it is durable.
-    pub(super) async fn close(&self) -> Result<()> {
+    pub(super) async fn flush(&self) -> Result<()> {
         self.log.flush(&Context::background()).await
+    }
+
+    /// Ends what runs here on behalf of others, makes durable what that leaves behind, and takes nothing more.
+    pub(super) async fn close(&self) -> Result<()> {
+        self.tasks.cancel().await;
+        // Writers that were dropped just now leave their interruptions to be logged.
+        let limit = self.core.now() + ENDINGS_LIMIT;
+        while !self.endings.is_empty() && self.core.now() < limit {
+            self.core.sleep(Duration::from_millis(1)).await;
+        }
+        self.endings.cancel().await;
+        let outcome = self.flush().await;
+        self.log.close();
+        outcome
+    }
+}
+
+/// How long interruptions may take to get into the log when the store comes to an end.
+const ENDINGS_LIMIT: Duration = Duration::from_secs(2);
+
+/// A wait for a name: the last one of a core to leave says so.
+struct LeaveName<'a> {
+    local: &'a LocalStore,
+    name: &'a Name,
+}
+
+impl Drop for LeaveName<'_> {
+    fn drop(&mut self) {
+        if !self.local.names.has(self.name) {
+            self.local.shared.namespace.no_longer_await(self.name, self.local.core.index());
+        }
     }
 }
 
@@ -568,7 +649,7 @@ pub(super) fn record(
 pub(super) type Answer<T> = Sender<Result<T>>;
 
 /// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
-/// leaves the call to run to its end.
+/// leaves the call to run to its end, which is that of the store at the latest.
 pub(super) async fn call_on<T, F>(
     shared: &Shared,
     core: usize,
@@ -581,7 +662,7 @@ where
     let (answer, mut answers): (Answer<T>, _) = channel();
     shared.call(core, move |local| {
         let future = call(local.clone());
-        local.core.spawn(async move { answer.send(future.await) }).detach();
+        local.spawn(async move { answer.send(future.await) });
     });
     match answers.receive().await {
         Some(outcome) => outcome,

@@ -75,6 +75,17 @@ impl Namespace {
         found
     }
 
+    /// Forgets that this core waits for a name.
+    pub fn no_longer_await(&self, name: &Name, core: usize) {
+        let mut inner = self.lock();
+        if let Some(awaiting) = inner.awaited.get_mut(name) {
+            *awaiting &= !(1 << core);
+            if *awaiting == 0 {
+                inner.awaited.remove(name);
+            }
+        }
+    }
+
     /// Takes out what is superseded, after a generation of this name has ended. Its deletion is to be logged.
     pub fn settle(&self, name: &Name) -> Vec<Arc<Object>> {
         let mut inner = self.lock();
@@ -244,5 +255,17 @@ mod tests {
         assert!(namespace.find_or_await(&name, 3).is_none());
         assert_eq!(namespace.begin(&object(1, State::Live), false).unwrap(), 0b1001);
         assert_eq!(namespace.begin(&object(2, State::Live), false).unwrap(), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_name_for_ever() {
+        let namespace = Namespace::default();
+        let name = Name::parse("b/k").unwrap();
+        assert!(namespace.find_or_await(&name, 0).is_none());
+        assert!(namespace.find_or_await(&name, 1).is_none());
+        namespace.no_longer_await(&name, 0);
+        assert_eq!(namespace.lock().awaited.get(&name), Some(&0b10));
+        namespace.no_longer_await(&name, 1);
+        assert!(namespace.lock().awaited.is_empty());
     }
 }

@@ -74,7 +74,7 @@ impl Reader {
     /// watermark. Answers their length; the reader stays where it is.
     pub fn gather(&mut self, length_max: u64, pieces_max: usize, pieces: &mut Vec<Piece>) -> usize {
         let end = self.object.committed().min(self.offset.saturating_add(length_max));
-        self.skip_to_offset();
+        self.skip_what_is_behind();
         let mut cursor = self.cursor.clone();
         let mut offset = self.offset;
         while offset < end && pieces.len() < pieces_max {
@@ -103,26 +103,27 @@ impl Reader {
     pub fn advance(&mut self, length: u64) {
         self.offset += length;
         assert!(self.offset <= self.object.committed(), "a reader never goes beyond the watermark");
-        self.skip_to_offset();
+        self.skip_what_is_behind();
     }
 
-    /// Moves the cursor to the extent that holds the reader's offset. Extents before that one may have come since
-    /// the cursor was placed: a reader may begin beyond the watermark, and waits for its bytes at the place where
-    /// the extents ended then.
-    fn skip_to_offset(&mut self) {
+    /// Moves the cursor to the extent that holds the offset, or to where it will be: a reader may begin beyond the
+    /// watermark, and then extents come that end before its offset.
+    fn skip_what_is_behind(&mut self) {
         while self.cursor.get().is_some_and(|extent| extent.end() <= self.offset) {
             self.cursor.advance();
         }
     }
 
-    /// Waits until there is more, or it is clear that there never will be. Dropping the future leaves the registry.
-    pub async fn more(&self, _context: &Context) -> More {
+    /// Waits until there is more, or it is clear that there never will be. With `held_back`, that many bytes do not
+    /// count as more as long as the object is live. Dropping the future leaves the registry.
+    pub async fn more(&self, _context: &Context, held_back: u64) -> More {
         let (object, offset) = (self.object.clone(), self.offset);
         self.local
             .wait_for_growth(&self.object, move || {
                 // The state first: once it is not live, the watermark is final.
                 let state = object.state();
-                if object.committed() > offset {
+                let available = object.committed().saturating_sub(offset);
+                if available > if state == State::Live { held_back } else { 0 } {
                     return Some(More::Available);
                 }
                 match state {

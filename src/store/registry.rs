@@ -39,6 +39,11 @@ impl<K: Eq + Hash + Clone> Registry<K> {
         }
     }
 
+    /// Whether somebody waits for this.
+    pub fn has(&self, key: &K) -> bool {
+        self.waiting.borrow().contains_key(key)
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         self.waiting.borrow().values().map(Slab::len).sum()

@@ -51,6 +51,7 @@ impl Writer {
         fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
     ) -> std::result::Result<Option<usize>, E> {
         self.check_not_deleted()?;
+        self.check_length(self.offset.saturating_add(wanted as u64))?;
         let timestamp = microseconds(SystemTime::now());
         let (live, offset) = (&self.live, self.offset);
         let appended = self.local.log().append(wanted, false, fill, |length| {
@@ -110,6 +111,7 @@ impl Writer {
         bytes: &[u8],
     ) -> Result<()> {
         let log = self.local.log().clone();
+        self.check_length(self.offset.saturating_add(bytes.len() as u64))?;
         let mut rest = bytes;
         let mut offset = self.offset;
         while !rest.is_empty() {
@@ -156,9 +158,13 @@ impl Writer {
     /// Dropping the future before the seal is in the log interrupts the object; after that it is sealed.
     ///
     /// # Errors
-    /// [`Kind::WrongState`] when the object was deleted; the failure of the log, and then the object is
-    /// interrupted.
+    /// [`Kind::WrongState`] when the object was deleted, or less was appended than the writer has declared; the
+    /// failure of the log. The object is interrupted then.
     pub async fn seal(mut self, context: &Context) -> Result<Arc<Object>> {
+        let declared = self.live.object.metadata().declared_length;
+        if declared.is_some_and(|declared| declared != self.offset) {
+            return Err(Error::new(Kind::WrongState, "less was appended than the length that was declared"));
+        }
         let sequence = loop {
             self.check_not_deleted()?;
             match self.local.append_end(&self.live, State::Sealed, self.offset)? {
@@ -173,6 +179,16 @@ impl Writer {
             return Err(error);
         }
         Ok(self.live.object.clone())
+    }
+
+    fn check_length(&self, end: u64) -> Result<()> {
+        if self.live.object.metadata().declared_length.is_some_and(|declared| end > declared) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "more was appended than the length that was declared",
+            ));
+        }
+        Ok(())
     }
 
     fn check_not_deleted(&self) -> Result<()> {

@@ -62,6 +62,11 @@ impl Connection {
         Connection::of(TcpStream::from(socket))
     }
 
+    /// A new connection, if anybody listens.
+    pub fn try_to(address: SocketAddr) -> Option<Connection> {
+        TcpStream::connect(address).ok().map(Connection::of)
+    }
+
     fn of(stream: TcpStream) -> Connection {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -136,10 +141,21 @@ impl Connection {
         Ok(Head::parse(std::str::from_utf8(&bytes).expect("a head is text")))
     }
 
+    /// Takes a whole answer to a request of this method, or tells how the connection ended before its head.
+    pub fn try_response(&mut self, method: &str) -> Result<Response, End> {
+        let head = self.try_head()?;
+        Ok(self.rest_of_response(head, method))
+    }
+
     /// Takes a whole answer to a request of this method.
     #[track_caller]
     pub fn response(&mut self, method: &str) -> Response {
         let head = self.head();
+        self.rest_of_response(head, method)
+    }
+
+    #[track_caller]
+    fn rest_of_response(&mut self, head: Head, method: &str) -> Response {
         let mut framing = Framing::of(&head, method);
         let mut body = Vec::new();
         let end = loop {
@@ -459,12 +475,6 @@ impl Put {
         self.connection.send(chunk);
     }
 
-    /// As [`Put::send`] for a chunked one; false where the server has ended the connection.
-    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
-        let line = format!("{:x}\r\n", bytes.len());
-        self.connection.try_send([line.as_bytes(), bytes, b"\r\n"].concat())
-    }
-
     /// Sends bytes as they are, without framing.
     #[track_caller]
     pub fn send_raw(&mut self, bytes: impl AsRef<[u8]>) {
@@ -492,6 +502,15 @@ impl Put {
     #[track_caller]
     pub fn response(&mut self) -> Response {
         self.connection.response("PUT")
+    }
+
+    /// As [`Put::send`]; false where the server has ended the connection.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        if !self.chunked {
+            return self.connection.try_send(bytes);
+        }
+        let head = format!("{:x}\r\n", bytes.len());
+        self.connection.try_send([head.as_bytes(), bytes, b"\r\n"].concat())
     }
 
     /// Goes away with a regular end of the connection (FIN).

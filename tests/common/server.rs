@@ -130,6 +130,14 @@ impl Server {
         self.run();
     }
 
+    /// What the server is started with from the next start on.
+    pub fn set_flag(&mut self, flag: &str, value: &str) {
+        match self.flags.iter().position(|found| found == flag) {
+            Some(place) => self.flags[place + 1] = value.to_owned(),
+            None => self.flags.extend([flag.to_owned(), value.to_owned()]),
+        }
+    }
+
     /// The number of the process.
     pub fn process_id(&self) -> u32 {
         self.running().process.id()

@@ -1,0 +1,570 @@
+//! Ends and starts: told to end, killed, and started again on what is there.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::{Connection, End, PATIENCE, Put, Response, Server, assert_same, content, eventually};
+
+fn generation(response: &Response) -> u64 {
+    response.json()["generation"].as_u64().unwrap()
+}
+
+#[test]
+fn a_server_that_is_told_to_end_lets_what_is_under_way_come_to_its_end() {
+    // Whichever core the upload is on, and whether the other one has something to do or not.
+    for held in 0..2 {
+        let mut server = Server::start_with(&["--drain-seconds", "60", "--log-level", "debug"]);
+        let (first, second) = (content(1, 100_000), content(2, 300_000));
+        let mut idle: Vec<Connection> = (0..held).map(|_| server.connect()).collect();
+        for connection in &mut idle {
+            connection.request("GET", "/", &[]);
+            assert_eq!(connection.response("GET").head.status, 200);
+        }
+        let mut put = server.begin_put("/d/chunked", None, &[]);
+        put.send(&first);
+        let mut follower = server.follow("/d/chunked");
+        follower.expect(&first);
+        let mut declared = server.begin_put("/d/declared", Some(300_000), &[]);
+        let mut waiting = server.connect();
+        waiting.request("GET", "/d/never?wait=600", &[]);
+
+        server.begin_to_terminate();
+        eventually("the node says that it drains", || server.admin_status("/readyz") == 503);
+        for connection in &mut idle {
+            assert_eq!(connection.ended(), End::Closed);
+        }
+        assert_eq!(waiting.response("GET").head.status, 404, "nobody waits for what will not come");
+        let address = server.data_address();
+        eventually("no more connections are taken", || Connection::try_to(address).is_none());
+
+        // One comes to its end, and it is still there for the other.
+        declared.send(&second);
+        let response = declared.response();
+        assert_eq!(response.head.status, 201, "{response:?}");
+        assert_eq!(response.head.get("connection"), Some("close"));
+        drop(declared);
+        put.send(&second);
+        follower.expect(&second);
+        for _ in 0..20 {
+            assert_eq!(server.admin_status("/readyz"), 503);
+            assert_eq!(server.admin_status("/livez"), 200);
+        }
+        put.finish_created();
+        follower.expect_rest(b"");
+        assert_eq!(server.wait().code(), Some(0));
+
+        server.restart();
+        server.assert_sealed("/d/chunked", &[first, second.clone()].concat());
+        server.assert_sealed("/d/declared", &second);
+    }
+}
+
+#[test]
+fn the_admin_listener_answers_until_the_last_upload_on_any_core_has_ended() {
+    // Connections go to the core that has the fewest: one upload on each, then only one of them is left.
+    for left in 0..2 {
+        let mut server = Server::start_with(&["--drain-seconds", "60"]);
+        let mut puts: Vec<Put> =
+            (0..2).map(|number| server.begin_put(&format!("/d/{number}"), None, &[])).collect();
+        let mut last = puts.remove(left);
+        server.begin_to_terminate();
+        eventually("the node says that it drains", || server.admin_status("/readyz") == 503);
+        puts.remove(0).finish_created();
+        last.send(b"hello");
+        server_stays(&server);
+        last.finish_created();
+        assert_eq!(server.wait().code(), Some(0));
+        server.restart();
+        server.assert_sealed(&format!("/d/{left}"), b"hello");
+    }
+}
+
+#[track_caller]
+fn server_stays(server: &Server) {
+    for _ in 0..50 {
+        assert_eq!(server.admin_status("/readyz"), 503);
+    }
+}
+
+#[test]
+fn what_is_under_way_at_the_drain_limit_is_cut_and_is_interrupted_afterwards() {
+    for seconds in ["0", "1"] {
+        let mut server = Server::start_with(&["--drain-seconds", seconds]);
+        let first = content(1, 100_000);
+        server.put("/d/there", &first);
+        let mut put = server.begin_put("/d/cut", None, &[]);
+        put.send(&first);
+        let mut follower = server.follow("/d/cut");
+        follower.expect(&first);
+        assert_eq!(server.terminate().code(), Some(0));
+        let (rest, end) = follower.rest();
+        assert!(rest.is_empty() && end != End::Clean, "{end:?}");
+        server.restart();
+        server.assert_sealed("/d/there", &first);
+        assert_interrupted(&server, "/d/cut", &first);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_server_at_once_and_loses_nothing_that_was_acknowledged() {
+    let mut server = Server::start_with(&["--drain-seconds", "600"]);
+    let first = content(1, 100_000);
+    server.put("/d/there", &first);
+    let mut put = server.begin_put("/d/cut", None, &[]);
+    put.send(&first);
+    server.await_committed("/d/cut", 100_000);
+    server.begin_to_terminate();
+    eventually("the node says that it drains", || server.admin_status("/readyz") == 503);
+    server.begin_to_terminate();
+    assert_eq!(server.wait().signal(), Some(15));
+    server.restart();
+    server.assert_sealed("/d/there", &first);
+    assert_interrupted(&server, "/d/cut", &first);
+}
+
+#[track_caller]
+fn assert_interrupted(server: &Server, path: &str, expected: &[u8]) {
+    let response = server.get(path);
+    assert_eq!(response.head.status, 200, "{response:?}");
+    assert_eq!(response.head.get("tailwater-state"), Some("interrupted"));
+    assert_same(path, &response.body, expected);
+}
+
+#[test]
+fn generations_never_repeat_though_everything_was_deleted() {
+    for cores in ["1", "2"] {
+        let mut server = Server::start_with(&["--cores", cores]);
+        let mut last = 0;
+        for round in 0..5 {
+            for number in 0..3 {
+                let path = format!("/g/{number}");
+                let now = generation(&server.put(&path, &content(round, 1000)));
+                assert!(now > last, "generation {now} after {last}, in round {round}");
+                last = now;
+                assert_eq!(server.request("DELETE", &path, &[]).head.status, 204);
+            }
+            // Twice: the first start finds what it may forget, and the second one finds it forgotten.
+            for _ in 0..2 {
+                if round % 2 == 0 {
+                    server.kill()
+                } else {
+                    assert!(server.terminate().success())
+                }
+                server.restart();
+                assert_eq!(server.get("/").json()["buckets"].as_array().unwrap().len(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_deleted_and_replaced_stays_so_when_its_room_is_used_again() {
+    let mut server = Server::start_with(&["--cores", "1"]);
+    let kept = content(7, 50_000);
+    server.put("/r/kept", &kept);
+    // Several times the room of a segment, of which hardly anything stays alive.
+    for round in 0..8 {
+        for number in 0..6 {
+            server.put(&format!("/r/replaced-{number}"), &content(100 * round + number, 300_000));
+            server.put(&format!("/r/deleted-{round}-{number}"), &content(1, 100_000));
+            let path = format!("/r/deleted-{round}-{number}");
+            assert_eq!(server.request("DELETE", &path, &[]).head.status, 204);
+        }
+        if round % 2 == 0 {
+            server.kill()
+        } else {
+            assert!(server.terminate().success())
+        }
+        server.restart();
+        server.assert_sealed("/r/kept", &kept);
+        for number in 0..6 {
+            server.assert_sealed(&format!("/r/replaced-{number}"), &content(100 * round + number, 300_000));
+        }
+        let listing = server.get("/r/").json();
+        assert_eq!(listing["objects"].as_array().unwrap().len(), 7, "{listing}");
+    }
+    let segments = std::fs::read_dir(server.data_path().join("segments")).unwrap().count();
+    assert!(segments <= 10, "{segments} segments of 4 MiB for 2 MiB that are alive");
+}
+
+/// Numbers that are the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % limit
+    }
+
+    fn length(&mut self) -> usize {
+        (match self.below(20) {
+            0 => self.below(1 << 20),
+            1..=5 => self.below(100_000),
+            _ => self.below(4_000),
+        }) as usize
+    }
+}
+
+/// Which bytes: a seed and a length.
+type Content = (u64, usize);
+
+/// What a name must serve.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Served {
+    Nothing,
+    Sealed(Content),
+    /// A prefix of this, of at least so many bytes.
+    Interrupted(Content, usize),
+}
+
+/// What was asked for and not answered when the server was killed.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Put(Content),
+    Delete,
+}
+
+/// What one client knows of its own names.
+#[derive(Default)]
+struct Client {
+    served: BTreeMap<String, Served>,
+    asked: Option<(String, Asked)>,
+    generations: Vec<u64>,
+}
+
+impl Client {
+    /// Puts, replaces and deletes until the server is gone.
+    fn work(&mut self, address: std::net::SocketAddr, number: usize, seed: u64, answered: &AtomicU64) {
+        let mut random = Random(seed);
+        let Some(mut connection) = Connection::try_to(address) else { return };
+        loop {
+            let path = format!("/w{number}/{}", random.below(40));
+            let asked = match self.served.get(&path) {
+                Some(Served::Sealed(_) | Served::Interrupted(..)) if random.below(3) == 0 => Asked::Delete,
+                _ => Asked::Put((random.below(1 << 40), random.length())),
+            };
+            self.asked = Some((path.clone(), asked));
+            let (method, request) = match asked {
+                Asked::Delete => {
+                    ("DELETE", format!("DELETE {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes())
+                }
+                Asked::Put((seed, length)) => {
+                    let head = format!("PUT {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+                    ("PUT", [head.as_bytes(), &content(seed, length)].concat())
+                }
+            };
+            if !connection.try_send(request) {
+                return;
+            }
+            let Ok(response) = connection.try_response(method) else { return };
+            if response.end != End::Clean {
+                return;
+            }
+            let served = match asked {
+                Asked::Delete => {
+                    assert_eq!(response.head.status, 204, "{path}: {response:?}");
+                    Served::Nothing
+                }
+                Asked::Put(content) => {
+                    assert_eq!(response.head.status, 201, "{path}: {response:?}");
+                    self.generations.push(generation(&response));
+                    Served::Sealed(content)
+                }
+            };
+            self.served.insert(path, served);
+            self.asked = None;
+            answered.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Looks at what came back, and takes it for what is served from now on.
+    #[track_caller]
+    fn check(&mut self, server: &Server) {
+        let mut possible: BTreeMap<String, Vec<Served>> =
+            self.served.iter().map(|(path, served)| (path.clone(), vec![*served])).collect();
+        if let Some((path, asked)) = self.asked.take() {
+            let possible = possible.entry(path).or_insert_with(|| vec![Served::Nothing]);
+            match asked {
+                Asked::Delete => possible.push(Served::Nothing),
+                Asked::Put(content) => {
+                    possible.push(Served::Sealed(content));
+                    // Never where it would hide what it was to replace.
+                    if !matches!(possible[0], Served::Sealed(_)) {
+                        possible.push(Served::Interrupted(content, 0));
+                    }
+                }
+            }
+        }
+        for (path, possible) in possible {
+            let response = server.get(&path);
+            let found = possible.iter().find_map(|served| served.found_in(&response));
+            let Some(found) = found else {
+                panic!("{path} should be one of {possible:?}, and is {response:?}")
+            };
+            self.served.insert(path, found);
+        }
+    }
+}
+
+impl Served {
+    /// What exactly is served, if that is how this looks.
+    fn found_in(&self, response: &Response) -> Option<Served> {
+        let state = response.head.get("tailwater-state").unwrap_or_default();
+        match *self {
+            Served::Nothing => (response.head.status == 404).then_some(Served::Nothing),
+            Served::Sealed((seed, length)) => {
+                (state == "sealed" && response.body == content(seed, length)).then_some(*self)
+            }
+            Served::Interrupted((seed, length), least) => {
+                let (whole, found) = (content(seed, length), response.body.len());
+                let fits = state == "interrupted" && found >= least && whole.starts_with(&response.body);
+                fits.then_some(Served::Interrupted((seed, length), found))
+            }
+        }
+    }
+}
+
+/// What a stream is made of, however long it becomes.
+const STREAM_LENGTH: usize = 24 << 20;
+const PIECE_LENGTH: usize = 20_000;
+
+#[test]
+fn what_was_acknowledged_or_read_survives_a_kill_under_load() {
+    let mut server = Server::start();
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::default()).collect();
+    let mut newest_generation = 0;
+    for (round, cores) in ["2", "1", "3", "2", "1", "2"].into_iter().enumerate() {
+        let round = round as u64;
+        eprintln!("round {round}");
+        let streams: Vec<(String, Vec<u8>)> = (0..2)
+            .map(|number| {
+                (format!("/s/{round}-{number}"), content(1_000 + 10 * round + number, STREAM_LENGTH))
+            })
+            .collect();
+        let (answered, received) = (AtomicU64::new(0), [const { AtomicU64::new(0) }; 2]);
+        let address = server.data_address();
+        std::thread::scope(|scope| {
+            for (number, client) in clients.iter_mut().enumerate() {
+                let answered = &answered;
+                let seed = 1 + 7_919 * (10 * round + number as u64);
+                scope.spawn(move || client.work(address, number, seed, answered));
+            }
+            for ((path, bytes), received) in streams.iter().zip(&received) {
+                let mut put = server.begin_put(path, None, &[]);
+                for _ in 0..2 {
+                    let mut follower = server.follow(path);
+                    scope.spawn(move || {
+                        while let Ok(some) = follower.take_some(usize::MAX) {
+                            let end = follower.received() as usize;
+                            assert_same("a follower", &some, &bytes[end - some.len()..end]);
+                            received.fetch_max(end as u64, Ordering::SeqCst);
+                        }
+                    });
+                }
+                scope.spawn(move || bytes.chunks(PIECE_LENGTH).all(|piece| put.try_send(piece)));
+            }
+            // Somewhere in the midst of it.
+            let enough = 60 + Random(round + 1).below(200);
+            eventually("there is something to lose", || {
+                answered.load(Ordering::SeqCst) >= enough
+                    && received.iter().all(|received| received.load(Ordering::SeqCst) > 0)
+            });
+            server.kill();
+        });
+
+        server.set_flag("--cores", cores);
+        server.restart();
+        let mut names = BTreeSet::new();
+        for client in &mut clients {
+            client.check(&server);
+            let kept = client.served.iter().filter(|(_, served)| **served != Served::Nothing);
+            names.extend(kept.map(|(path, _)| path.clone()));
+        }
+        for ((path, bytes), received) in streams.iter().zip(&received) {
+            let response = server.get(path);
+            assert_eq!(response.head.get("tailwater-state"), Some("interrupted"), "{path}: {response:?}");
+            assert_same(path, &response.body, &bytes[..response.body.len()]);
+            let received = received.load(Ordering::SeqCst) as usize;
+            assert!(response.body.len() >= received, "{path} has lost bytes that a reader has: {received}");
+        }
+        let mut listed = BTreeSet::new();
+        for number in 0..clients.len() {
+            let listing = server.get(&format!("/w{number}/")).json();
+            for object in listing["objects"].as_array().unwrap() {
+                listed.insert(format!("/w{number}/{}", object["key"].as_str().unwrap()));
+            }
+        }
+        assert_eq!(listed, names, "what is listed is not what is served");
+        let generations: BTreeSet<u64> =
+            clients.iter_mut().flat_map(|client| client.generations.drain(..)).collect();
+        assert!(*generations.first().unwrap() > newest_generation, "a generation came again");
+        newest_generation = *generations.last().unwrap();
+        assert_undamaged(&server);
+
+        // Once more, without anything between.
+        if round % 2 == 1 {
+            server.kill();
+            server.restart();
+            clients.iter_mut().for_each(|client| client.check(&server));
+            assert_undamaged(&server);
+        }
+        for (path, _) in &streams {
+            assert_eq!(server.request("DELETE", path, &[]).head.status, 204);
+        }
+    }
+}
+
+/// A crash leaves a tail that is not whole, and that is no damage.
+#[track_caller]
+fn assert_undamaged(server: &Server) {
+    let log = server.log();
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+/// A block on disk.
+#[derive(Debug)]
+struct Block {
+    segment: PathBuf,
+    position: u64,
+    length: u64,
+    sequence: u64,
+}
+
+/// The blocks of a data folder, oldest first, by what the format says of their headers.
+fn blocks(data: &Path) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    for entry in std::fs::read_dir(data.join("segments")).unwrap() {
+        let segment = entry.unwrap().path();
+        let bytes = std::fs::read(&segment).unwrap();
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        if bytes.len() < 4096 || !bytes.starts_with(b"tailwtr\x01") {
+            continue;
+        }
+        for at in (4096..bytes.len()).step_by(4096) {
+            if bytes[at..].starts_with(b"twb\x01") && u64_at(at + 8) == u64_at(32) {
+                blocks.push(Block {
+                    segment: segment.clone(),
+                    position: at as u64,
+                    length: u64::from(u32_at(at + 44)),
+                    sequence: u64_at(at + 16),
+                });
+            }
+        }
+    }
+    blocks.sort_by_key(|block| block.sequence);
+    blocks
+}
+
+/// Where of a block's write nothing arrived: start and length.
+type Tear = fn(&Block) -> (u64, u64);
+
+/// Ways for the last write to be there only in part.
+const TEARS: [(&str, Tear); 4] = [
+    ("all of it", |block| (0, block.length)),
+    ("its header", |_| (0, 72)),
+    ("its second half", |block| (block.length / 2, block.length - block.length / 2)),
+    ("its last bytes", |block| (block.length - 8, 8)),
+];
+
+#[test]
+fn a_torn_last_block_costs_nothing_that_was_written_before_it() {
+    for (what, part) in TEARS {
+        let mut server = Server::start_with(&["--cores", "1"]);
+        for number in 0..20 {
+            server.put(&format!("/t/{number}"), &content(number, 30_000));
+        }
+        let mut put = server.begin_put("/t/last", None, &[]);
+        for number in 0..10 {
+            put.send(&content(number, 10_000));
+            server.await_committed("/t/last", 10_000 * (number + 1));
+        }
+        server.kill();
+        let blocks = blocks(&server.data_path());
+        assert!(blocks.len() > 20, "{blocks:?}");
+        let last = blocks.last().unwrap();
+        let (start, length) = part(last);
+        let file = std::fs::OpenOptions::new().write(true).open(&last.segment).unwrap();
+        file.write_all_at(&vec![0xA5; length as usize], last.position + start).unwrap();
+        file.sync_all().unwrap();
+
+        for _ in 0..2 {
+            server.restart();
+            for number in 0..20 {
+                server.assert_sealed(&format!("/t/{number}"), &content(number, 30_000));
+            }
+            let whole: Vec<u8> = (0..10).flat_map(|number| content(number, 10_000)).collect();
+            let response = server.get("/t/last");
+            assert_eq!(response.head.get("tailwater-state"), Some("interrupted"), "{what}: {response:?}");
+            assert_same(what, &response.body, &whole[..90_000]);
+            assert_undamaged(&server);
+            server.put("/t/0", &content(0, 30_000));
+            server.kill();
+        }
+    }
+}
+
+#[test]
+fn a_block_that_is_damaged_in_the_midst_is_named_and_the_others_are_served() {
+    let mut server = Server::start_with(&["--cores", "1"]);
+    for number in 0..20 {
+        server.put(&format!("/t/{number}"), &content(number, 30_000));
+    }
+    server.kill();
+    let blocks = blocks(&server.data_path());
+    let damaged = &blocks[blocks.len() / 2];
+    let file = std::fs::OpenOptions::new().write(true).open(&damaged.segment).unwrap();
+    file.write_all_at(&[0xA5; 64], damaged.position + damaged.length / 2).unwrap();
+
+    server.restart();
+    let log = server.log();
+    assert!(log.contains("ERROR") && log.contains("is damaged"), "nobody was told:\n{log}");
+    let (mut lost, mut whole) = (0, 0);
+    for number in 0..20 {
+        let response = server.get(&format!("/t/{number}"));
+        let expected = content(number, 30_000);
+        match response.head.get("tailwater-state") {
+            Some("sealed") => {
+                assert_same("a sealed object", &response.body, &expected);
+                whole += 1;
+            }
+            Some("interrupted") => {
+                assert_same("an interrupted object", &response.body, &expected[..response.body.len()]);
+                lost += 1;
+            }
+            _ => {
+                assert_eq!(response.head.status, 404, "{response:?}");
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost <= 2 && whole >= 18, "one block was damaged, and {lost} objects are lost");
+}
+
+#[test]
+fn a_start_right_after_a_kill_waits_for_the_last_writes_of_the_killed() {
+    let mut server = Server::start();
+    for round in 0..10 {
+        let mut put = server.begin_put("/q/stream", None, &[]);
+        let bytes = content(round, 3 << 20);
+        put.try_send(&bytes);
+        server.kill();
+        server.restart();
+        let response = server.get("/q/stream");
+        if response.head.status == 200 {
+            assert_same("a prefix", &response.body, &bytes[..response.body.len()]);
+        }
+        server.put("/q/stream", b"hello");
+        server.assert_sealed("/q/stream", b"hello");
+    }
+    let _ = PATIENCE;
+}
