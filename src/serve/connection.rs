@@ -197,13 +197,15 @@ impl Connection {
                 }
                 None => self.input.release(),
             }
-            if is_idle && self.here.is_draining() {
+            // A client of the admin listener is heard to the end: /readyz tells that the node drains.
+            let ends_with_drain = is_idle && self.door == Door::Data;
+            if ends_with_drain && self.here.is_draining() {
                 return Ok(None);
             }
             let config = self.here.config();
             let limit_seconds = if is_idle { config.idle_seconds } else { config.head_seconds };
             let deadline = *deadline.get_or_insert_with(|| core.now() + Duration::from_secs(limit_seconds));
-            let limit = race(core.sleep_until(deadline), self.here.drained(is_idle));
+            let limit = race(core.sleep_until(deadline), self.here.drained(ends_with_drain));
             match race(self.stream.readable(), limit).await {
                 Either::First(outcome) => outcome?,
                 Either::Second(_) if is_idle => return Ok(None),

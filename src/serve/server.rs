@@ -46,13 +46,16 @@ pub(super) struct Shared {
     pub started: SystemTime,
     pub draining: AtomicBool,
     connections: Vec<Sender<(Door, Descriptor)>>,
-    /// How many connections each core has.
+    /// How many connections each core has, of both listeners.
     open: Vec<AtomicUsize>,
+    /// How many of them are the data listener's.
+    data_open: AtomicUsize,
 }
 
 impl Shared {
+    /// Connections of the data listener, on all cores.
     fn open_connections(&self) -> usize {
-        self.open.iter().map(|count| count.load(Ordering::SeqCst)).sum()
+        self.data_open.load(Ordering::SeqCst)
     }
 }
 
@@ -79,6 +82,7 @@ impl Server {
         let (connections, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
         let shared = Arc::new(Shared {
             open: (0..config.cores).map(|_| AtomicUsize::new(0)).collect(),
+            data_open: AtomicUsize::new(0),
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
             connections,
@@ -292,6 +296,9 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         // Other cores may be gone already while the node drains.
         let fewest = if here.is_draining() { core.index() } else { by_load() };
         open[fewest].fetch_add(1, Ordering::SeqCst);
+        if door == Door::Data {
+            here.shared.data_open.fetch_add(1, Ordering::SeqCst);
+        }
         if fewest != core.index() {
             here.local.metrics().core_messages.increment();
         }
@@ -339,6 +346,7 @@ impl Drop for Counted {
         let core = self.here.local.core().index();
         self.here.shared.open[core].fetch_sub(1, Ordering::SeqCst);
         if self.door == Door::Data {
+            self.here.shared.data_open.fetch_sub(1, Ordering::SeqCst);
             self.here.local.metrics().connections_open.decrement();
         }
     }
