@@ -218,6 +218,7 @@ impl Sink for Commits {
                 for segment in object.segments() {
                     segment.keep(placement.segment);
                 }
+                self.shared.namespace.deletion_is_durable(&object);
             }
         }
     }
@@ -477,8 +478,11 @@ impl LocalStore {
         let count = objects.len();
         let (done, mut outcomes) = channel();
         for object in objects {
-            object.set_deleted();
-            self.metrics.objects_deleted.increment();
+            // What was superseded is deleted already, but perhaps not durably.
+            if !object.is_deleted() {
+                object.set_deleted();
+                self.metrics.objects_deleted.increment();
+            }
             self.metrics.core_messages.increment();
             self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
         }
