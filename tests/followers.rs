@@ -127,6 +127,32 @@ fn a_follower_that_reads_nothing_delays_nobody_and_catches_up_from_the_disk() {
     assert!(from_files >= at_least && at_least > 0, "{from_files} of at least {at_least} bytes");
 }
 
+/// Readers that stopped all along an object, each at another place, of what was in memory then: more places than
+/// there are blocks in the arena. Nothing of it may be held for them, or the writer would have no block left.
+#[test]
+fn readers_that_stopped_at_many_places_hold_nothing_of_the_memory_that_the_writer_needs() {
+    let server = Server::start();
+    let pieces = 32;
+    let all = content(12, pieces * MIB);
+    let mut put = server.begin_put("/b/k", None, &[]);
+    let mut brisk = server.follow("/b/k");
+    let mut stopped = Vec::new();
+    for piece in all.chunks(MIB) {
+        let mut connection = Connection::with_small_receive_buffer(server.data_address(), 16 << 10);
+        connection.request("GET", "/b/k?from=live", &[]);
+        stopped.push(connection.into_body("GET"));
+        put.send(piece);
+        brisk.expect(piece);
+    }
+    put.finish_created();
+    brisk.expect_rest(b"");
+    for (index, mut body) in stopped.into_iter().enumerate() {
+        assert_eq!(body.received(), 0);
+        // Each can go on.
+        body.expect(&all[index * MIB..][..MIB]);
+    }
+}
+
 /// The same while the object is still live: the reader falls behind what is in memory, is served from the disk,
 /// comes up to the live edge, and goes on there.
 #[test]

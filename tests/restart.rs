@@ -465,8 +465,11 @@ fn blocks(data: &Path) -> Vec<Block> {
     blocks
 }
 
+/// Where of a block's write nothing arrived: start and length.
+type Tear = fn(&Block) -> (u64, u64);
+
 /// Ways for the last write to be there only in part.
-const TEARS: [(&str, fn(&Block) -> (u64, u64)); 4] = [
+const TEARS: [(&str, Tear); 4] = [
     ("all of it", |block| (0, block.length)),
     ("its header", |_| (0, 72)),
     ("its second half", |block| (block.length / 2, block.length - block.length / 2)),

@@ -216,6 +216,7 @@ pub struct Keeper {
     /// The log has asked for a segment when there was none.
     starving: Cell<bool>,
     attempts: Cell<u64>,
+    preparing: Cell<bool>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -233,6 +234,7 @@ impl Keeper {
             trouble: RefCell::default(),
             starving: Cell::new(false),
             attempts: Cell::new(0),
+            preparing: Cell::new(false),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -251,6 +253,17 @@ impl Keeper {
     /// How many segments are prepared.
     pub fn prepared(&self) -> usize {
         self.prepared.borrow().len()
+    }
+
+    /// Whether a segment is being prepared.
+    pub fn is_preparing(&self) -> bool {
+        self.preparing.get()
+    }
+
+    /// How many segments of the whole store are empty and not prepared, and how many are anything else.
+    pub fn space_counts(&self) -> (i64, i64) {
+        let free = self.space.free_segments() as i64;
+        (free, self.space.segments() as i64 - free)
     }
 
     /// The length of a segment in bytes.
@@ -297,7 +310,9 @@ impl Keeper {
     async fn fill_up(&self) {
         let wanted = self.space.settings.spare_segments.max(1);
         while self.prepared() < wanted {
+            self.preparing.set(true);
             let outcome = self.prepare().await;
+            self.preparing.set(false);
             self.attempts.set(self.attempts.get() + 1);
             let failed = outcome.is_err();
             match outcome {

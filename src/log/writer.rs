@@ -411,6 +411,18 @@ impl<S: Sink> Log<S> {
         }
     }
 
+    /// Takes no more: every append and every wait that is left answers that the store is closed.
+    pub fn close(&self) {
+        let mut state = self.state.borrow_mut();
+        state.failed.get_or_insert_with(|| Error::new(Kind::Closed, "the store has been stopped"));
+        let waiting = std::mem::take(&mut state.waiting_for_durable);
+        drop(state);
+        for waker in waiting.into_values() {
+            waker.wake();
+        }
+        self.wake_room();
+    }
+
     /// Makes sure that a record with this much payload fits into the open block, opening one if need be.
     fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> std::result::Result<(), Lack> {
         let fits = |open: &OpenBlock<S::Note>| open.used + record_length(least) <= open.limit;

@@ -197,7 +197,7 @@ impl Connection {
                 }
                 None => self.input.release(),
             }
-            // Who connects to the admin listener while the node drains has a request; it is answered.
+            // A client of the admin listener is heard to the end: /readyz tells that the node drains.
             let ends_with_drain = is_idle && self.door == Door::Data;
             if ends_with_drain && self.here.is_draining() {
                 return Ok(None);

@@ -46,10 +46,17 @@ pub(super) struct Shared {
     pub started: SystemTime,
     pub draining: AtomicBool,
     connections: Vec<Sender<(Door, Descriptor)>>,
-    /// How many connections each core has.
+    /// How many connections each core has, of both listeners.
     open: Vec<AtomicUsize>,
-    /// How many of all of them are for objects.
-    open_for_data: AtomicUsize,
+    /// How many of them are the data listener's.
+    data_open: AtomicUsize,
+}
+
+impl Shared {
+    /// Connections of the data listener, on all cores.
+    fn open_connections(&self) -> usize {
+        self.data_open.load(Ordering::SeqCst)
+    }
 }
 
 impl Server {
@@ -74,8 +81,8 @@ impl Server {
         let (data_address, admin_address) = (data.address(), admin.address());
         let (connections, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
         let shared = Arc::new(Shared {
-            open_for_data: AtomicUsize::new(0),
             open: (0..config.cores).map(|_| AtomicUsize::new(0)).collect(),
+            data_open: AtomicUsize::new(0),
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
             connections,
@@ -244,11 +251,11 @@ async fn serve(
     doors.cancel().await;
     here.drain.wake(&());
     let limit = core.now() + Duration::from_secs(here.config().drain_seconds);
-    // Until the last one on any core has ended: it may need this core, and core 0 answers /readyz.
-    while here.shared.open_for_data.load(Ordering::SeqCst) > 0 && core.now() < limit {
+    // Until the last request on any core has ended: it may need this one, and /readyz is answered by core 0.
+    while here.shared.open_connections() > 0 && core.now() < limit {
         core.sleep(Duration::from_millis(20)).await;
     }
-    if here.shared.open_for_data.load(Ordering::SeqCst) > 0 {
+    if !here.connections.is_empty() {
         tracing::warn!(connections = here.connections.len(), "cut at the drain limit");
     }
     here.connections.cancel().await;
@@ -279,8 +286,7 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         };
         complained = false;
         let open = &here.shared.open;
-        let for_data = here.shared.open_for_data.load(Ordering::SeqCst);
-        if door == Door::Data && for_data >= here.config().connections_max {
+        if here.shared.open_connections() >= here.config().connections_max && door == Door::Data {
             here.local.metrics().connections_refused.increment();
             let stream = Stream::new(core.clone(), descriptor);
             connection::refuse(&here, &stream);
@@ -289,9 +295,9 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         let by_load = || (0..open.len()).min_by_key(|&core| open[core].load(Ordering::Relaxed)).unwrap_or(0);
         // Other cores may be gone already while the node drains.
         let fewest = if here.is_draining() { core.index() } else { by_load() };
-        open[fewest].fetch_add(1, Ordering::Relaxed);
+        open[fewest].fetch_add(1, Ordering::SeqCst);
         if door == Door::Data {
-            here.shared.open_for_data.fetch_add(1, Ordering::SeqCst);
+            here.shared.data_open.fetch_add(1, Ordering::SeqCst);
         }
         if fewest != core.index() {
             here.local.metrics().core_messages.increment();
@@ -338,9 +344,9 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let core = self.here.local.core().index();
-        self.here.shared.open[core].fetch_sub(1, Ordering::Relaxed);
+        self.here.shared.open[core].fetch_sub(1, Ordering::SeqCst);
         if self.door == Door::Data {
-            self.here.shared.open_for_data.fetch_sub(1, Ordering::SeqCst);
+            self.here.shared.data_open.fetch_sub(1, Ordering::SeqCst);
             self.here.local.metrics().connections_open.decrement();
         }
     }

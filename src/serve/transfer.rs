@@ -29,7 +29,9 @@ const PIECES_MAX: usize = 120;
 /// Runs in a file from this length on are spliced, in bytes.
 const SPLICE_LENGTH_MIN: usize = 128 << 10;
 /// How much is read at once where runs are short, in bytes, headers between them included.
-const READ_LENGTH_MAX: usize = 128 << 10;
+const READ_LENGTH_MAX: usize = 256 << 10;
+/// How many runs are read at once.
+const READS_MAX: usize = 8;
 /// What may lie between two pieces that are read together, in bytes.
 const READ_GAP_MAX: u64 = 16 << 10;
 /// How much one connection sends before others have their turn, in bytes.
@@ -232,49 +234,84 @@ async fn splice(connection: &Connection, piece: &Piece, more: bool) -> Result<u6
     Ok(filled as u64)
 }
 
-/// Reads a run of the segment that holds the first pieces, with what lies between them, and sends the pieces.
-async fn read_and_send(connection: &Connection, pieces: &[Piece], more: bool) -> Result<u64, Cold> {
-    let here = &connection.here;
-    let first = &pieces[0];
-    let mut end = first.position + first.length as u64;
-    let mut count = 1;
-    for piece in &pieces[1..] {
-        let near = Arc::ptr_eq(&piece.segment, &first.segment)
-            && piece.position >= end
-            && piece.position - end <= READ_GAP_MAX
-            && (piece.position + piece.length as u64 - first.position) as usize <= READ_LENGTH_MAX;
-        if !near {
+/// Some pieces that are read together, with what lies between them.
+struct Run<'a> {
+    pieces: &'a [Piece],
+    length: usize,
+}
+
+/// Splits the first pieces into runs, no more of them than are read at once.
+fn runs_of(pieces: &[Piece]) -> Vec<Run<'_>> {
+    let mut runs = Vec::with_capacity(READS_MAX);
+    let mut rest = pieces;
+    let mut total = 0;
+    while let [first, ..] = rest
+        && runs.len() < READS_MAX
+        && (first.length < SPLICE_LENGTH_MIN || runs.is_empty())
+    {
+        let mut end = first.position + first.length as u64;
+        let mut count = 1;
+        for piece in &rest[1..] {
+            let near = Arc::ptr_eq(&piece.segment, &first.segment)
+                && piece.position >= end
+                && piece.position - end <= READ_GAP_MAX
+                && (piece.position + piece.length as u64 - first.position) as usize <= READ_LENGTH_MAX;
+            if !near {
+                break;
+            }
+            end = piece.position + piece.length as u64;
+            count += 1;
+        }
+        let length = (end - first.position) as usize;
+        total += length;
+        if total > READ_LENGTH_MAX && !runs.is_empty() {
             break;
         }
-        end = piece.position + piece.length as u64;
-        count += 1;
+        let (run, behind) = rest.split_at(count);
+        runs.push(Run { pieces: run, length });
+        rest = behind;
     }
-    let length = (end - first.position) as usize;
-    let buffer = here.take_buffer(length);
-    let (read, buffer) = here.local.core().read(first.segment.file(), first.position, buffer, 0).await;
-    match read {
-        Ok(read) if read == length => {}
-        Ok(_) => return Err(Cold::Unreadable(Errno::IO)),
-        Err(errno) => return Err(Cold::Unreadable(errno)),
-    }
-    let mut slices: Vec<IoSlice<'_>> = pieces[..count]
+    runs
+}
+
+/// Reads the first pieces, several runs at once, and sends them.
+async fn read_and_send(connection: &Connection, pieces: &[Piece], more: bool) -> Result<u64, Cold> {
+    let here = &connection.here;
+    let core = here.local.core();
+    let runs = runs_of(pieces);
+    let reads: Vec<_> = runs
         .iter()
-        .map(|piece| {
-            let start = (piece.position - first.position) as usize;
-            IoSlice::new(&buffer[start..start + piece.length])
+        .map(|run| {
+            let (file, position) = (run.pieces[0].segment.file().clone(), run.pieces[0].position);
+            let (core, buffer) = (core.clone(), here.take_buffer(run.length));
+            here.local.core().spawn(async move { core.read(&file, position, buffer, 0).await })
         })
         .collect();
-    let mut rest = &mut slices[..];
     let mut sent = 0;
-    while !rest.is_empty() {
-        match connection.stream.try_send(rest, more).map_err(|errno| Cold::Broken(Broken::from(errno)))? {
-            Some(count) => {
-                sent += count as u64;
-                IoSlice::advance_slices(&mut rest, count);
-            }
-            None => connection.writable().await?,
+    for (run, read) in runs.iter().zip(reads) {
+        let (read, buffer) = read.await;
+        match read {
+            Ok(read) if read == run.length => {}
+            Ok(_) => return Err(Cold::Unreadable(Errno::IO)),
+            Err(errno) => return Err(Cold::Unreadable(errno)),
         }
+        let slice = |piece: &Piece| {
+            let start = (piece.position - run.pieces[0].position) as usize;
+            start..start + piece.length
+        };
+        let mut slices: Vec<IoSlice<'_>> =
+            run.pieces.iter().map(|piece| IoSlice::new(&buffer[slice(piece)])).collect();
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            match connection.stream.try_send(rest, more).map_err(|errno| Cold::Broken(Broken::from(errno)))? {
+                Some(count) => {
+                    sent += count as u64;
+                    IoSlice::advance_slices(&mut rest, count);
+                }
+                None => connection.writable().await?,
+            }
+        }
+        here.keep_buffer(buffer);
     }
-    here.keep_buffer(buffer);
     Ok(sent)
 }

@@ -123,7 +123,7 @@ impl Engine {
 
         // Core 0 reads what is there; the others wait for what it finds.
         let Ok(found) = recovered.recv() else {
-            drop(orders_senders);
+            drop(orders_senders); // they wait for no orders any more
             return Err(first_failure(threads));
         };
         let namespace = Namespace::default();
@@ -332,9 +332,9 @@ impl CoreThread {
 
         local.stopping().await;
         service.await;
-        self.has_begun.store(false, Ordering::SeqCst);
-        // What was asked for is done and answered; then nothing more is asked for; then what waits is ended.
+        // What was asked for is done and answered; then nothing more is asked for.
         let flushed = local.flush().await;
+        self.has_begun.store(false, Ordering::SeqCst);
         listening.cancel().await;
         let outcome = flushed.and(local.close().await);
         flushing.cancel().await;

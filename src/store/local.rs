@@ -218,6 +218,7 @@ impl Sink for Commits {
                 for segment in object.segments() {
                     segment.keep(placement.segment);
                 }
+                self.shared.namespace.deletion_is_durable(&object);
             }
         }
     }
@@ -477,14 +478,16 @@ impl LocalStore {
         let count = objects.len();
         let (done, mut outcomes) = channel();
         for object in objects {
-            object.set_deleted();
-            self.metrics.objects_deleted.increment();
+            // What was superseded is deleted already, but perhaps not durably.
+            if !object.is_deleted() {
+                object.set_deleted();
+                self.metrics.objects_deleted.increment();
+            }
             self.metrics.core_messages.increment();
             self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
         }
         drop(done);
         for _ in 0..count {
-            // A core that is gone drops the order, and what answers it.
             let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
             outcomes.receive().await.unwrap_or_else(|| Err(gone()))?;
         }
@@ -582,8 +585,17 @@ impl LocalStore {
         metrics.followers_waiting.set(self.commits.grown.len() as i64);
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         let segments = &metrics.segments;
-        segments.of(SegmentState::Active).set(i64::from(self.log.has_active_segment()));
-        segments.of(SegmentState::Free).set(self.keeper.prepared() as i64);
+        let active = i64::from(self.log.has_active_segment());
+        let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));
+        // Each core knows its own; core 0 adds what belongs to none.
+        let (unprepared, in_use) = match self.core.index() {
+            0 => self.keeper.space_counts(),
+            _ => (0, 0),
+        };
+        segments.of(SegmentState::Active).set(active);
+        segments.of(SegmentState::Preparing).set(preparing);
+        segments.of(SegmentState::Free).set(prepared + unprepared);
+        segments.of(SegmentState::Filled).set(in_use - prepared - preparing - active);
         metrics.snapshot()
     }
 
@@ -592,7 +604,7 @@ impl LocalStore {
         self.log.flush(&Context::background()).await
     }
 
-    /// Ends what runs here on behalf of others, writes what is appended and waits until it is durable.
+    /// Ends what runs here on behalf of others, makes durable what that leaves behind, and takes nothing more.
     pub(super) async fn close(&self) -> Result<()> {
         self.tasks.cancel().await;
         // Writers that were dropped just now leave their interruptions to be logged.
@@ -601,7 +613,9 @@ impl LocalStore {
             self.core.sleep(Duration::from_millis(1)).await;
         }
         self.endings.cancel().await;
-        self.flush().await
+        let outcome = self.flush().await;
+        self.log.close();
+        outcome
     }
 }
 
@@ -644,7 +658,7 @@ pub(super) fn record(
 pub(super) type Answer<T> = Sender<Result<T>>;
 
 /// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
-/// leaves the call to run to its end.
+/// leaves the call to run to its end, which is that of the store at the latest.
 pub(super) async fn call_on<T, F>(
     shared: &Shared,
     core: usize,

@@ -26,6 +26,8 @@ struct Inner {
     names: BTreeMap<Name, Vec<Arc<Object>>>,
     /// A bit for each core with requests that wait for a name.
     awaited: HashMap<Name, u64>,
+    /// What was superseded under a name, as long as a crash could bring it back.
+    superseded: HashMap<Name, Vec<Arc<Object>>>,
 }
 
 /// A page of a bucket.
@@ -84,7 +86,7 @@ impl Namespace {
         }
     }
 
-    /// Takes out what is superseded, after a generation of this name has ended.
+    /// Takes out what is superseded, after a generation of this name has ended. Its deletion is to be logged.
     pub fn settle(&self, name: &Name) -> Vec<Arc<Object>> {
         let mut inner = self.lock();
         let Some(generations) = inner.names.get_mut(name) else { return Vec::new() };
@@ -100,12 +102,30 @@ impl Namespace {
             }
         });
         *generations = kept;
+        if !superseded.is_empty() {
+            inner.superseded.entry(name.clone()).or_default().extend(superseded.iter().cloned());
+        }
         superseded
     }
 
-    /// Takes all generations of a name out.
+    /// Takes all generations of a name out. Answers them, and with them what they have superseded and what is not
+    /// durably deleted yet: the name is gone for good only when all of these are.
     pub fn remove(&self, name: &Name) -> Vec<Arc<Object>> {
-        self.lock().names.remove(name).unwrap_or_default()
+        let mut inner = self.lock();
+        let Some(mut generations) = inner.names.remove(name) else { return Vec::new() };
+        generations.extend(inner.superseded.get(name).into_iter().flatten().cloned());
+        generations
+    }
+
+    /// Says that no crash can bring a generation back.
+    pub fn deletion_is_durable(&self, object: &Object) {
+        let mut inner = self.lock();
+        if let Some(superseded) = inner.superseded.get_mut(object.name()) {
+            superseded.retain(|other| other.generation() != object.generation());
+            if superseded.is_empty() {
+                inner.superseded.remove(object.name());
+            }
+        }
     }
 
     /// Takes one generation out.
@@ -202,6 +222,21 @@ mod tests {
             let generations: Vec<u64> = superseded.iter().map(|object| object.generation()).collect();
             assert_eq!(generations, expected, "{states:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_removed_with_what_it_has_superseded_until_that_is_durably_deleted() {
+        let generations = |objects: Vec<Arc<Object>>| -> Vec<u64> {
+            objects.iter().map(|object| object.generation()).collect()
+        };
+        let name = Name::parse("b/k").unwrap();
+        let namespace = namespace(&[State::Sealed, State::Sealed]);
+        let superseded = namespace.settle(&name);
+        assert_eq!(generations(namespace.remove(&name)), [2, 1]);
+        assert!(namespace.remove(&name).is_empty(), "the name is gone");
+        namespace.begin(&object(3, State::Live), false).unwrap();
+        namespace.deletion_is_durable(&superseded[0]);
+        assert_eq!(generations(namespace.remove(&name)), [3]);
     }
 
     #[test]
