@@ -622,6 +622,14 @@ fn a_client_that_is_refused_while_it_still_sends_reads_the_answer() {
         let response = connection.response("PUT");
         assert_problem(path, &response, status, true);
     }
+    // One that ends in time is taken to its end, so that nothing is reset and no client anywhere loses the answer.
+    let small = content(3, 2 << 20);
+    let mut connection = witnessed.server.connect();
+    let small_length = small.len().to_string();
+    connection.request("PUT", "/t/witness", &[("Content-Length", &small_length), ("If-None-Match", "*")]);
+    connection.send(&small);
+    assert_problem("all of it", &connection.response("PUT"), 412, true);
+    assert_eq!(connection.ended(), End::Closed);
     // A broken chunk line in the midst of it.
     let mut connection = witnessed.server.connect();
     connection.request("PUT", "/t/broken", &[("Transfer-Encoding", "chunked")]);
