@@ -442,7 +442,7 @@ impl<S: Sink> Log<S> {
             self.close_block(state);
         }
         let length = BLOCK_HEADER_LENGTH + record_length(least);
-        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN))
+        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), least > 0)
     }
 
     /// No further segment can be had, and what is left of this one is for records without a payload.
@@ -452,11 +452,22 @@ impl<S: Sink> Log<S> {
         left < segment_bytes / RESERVE_SHARE && self.keeper.prepared() == 0 && self.keeper.trouble().is_some()
     }
 
-    fn open_block(&self, state: &mut State<S::Note>, length: usize) -> std::result::Result<(), Lack> {
+    /// Opens a block of at least this length. One that is opened for data leaves the reserve alone, unless there is
+    /// another segment: data that comes afterwards would fill it to its end.
+    fn open_block(
+        &self,
+        state: &mut State<S::Note>,
+        length: usize,
+        for_data: bool,
+    ) -> std::result::Result<(), Lack> {
         assert!(state.open.as_ref().is_none_or(|open| open.records == 0));
         state.open = None;
         let segment_bytes = self.keeper.segment_bytes();
-        let room = |active: &Active| (segment_bytes - active.position) as usize;
+        let room = |active: &Active| {
+            let is_last = for_data && self.keeper.prepared() == 0;
+            let reserve = if is_last { segment_bytes / RESERVE_SHARE } else { 0 };
+            (segment_bytes - active.position).saturating_sub(reserve) as usize
+        };
         if state.active.as_ref().is_none_or(|active| room(active) < length) && !self.next_segment(state) {
             return Err(Lack::Segment);
         }

@@ -1,9 +1,10 @@
 //! A server: the real program, on ports that the system chooses, with a data folder of its own.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,6 +26,9 @@ const FLAGS: &[(&str, &str)] = &[
 /// server's log is shown first.
 pub struct Server {
     folder: tempfile::TempDir,
+    data: PathBuf,
+    /// The program, behind what it is to be run by.
+    command: Vec<OsString>,
     flags: Vec<String>,
     running: Option<Running>,
 }
@@ -33,6 +37,8 @@ struct Running {
     process: Child,
     data_address: SocketAddr,
     admin_address: SocketAddr,
+    /// What it said when it had started.
+    introduction: String,
     /// Stays open: a server that cannot write to its standard output is another test.
     _output: BufReader<ChildStdout>,
 }
@@ -53,7 +59,20 @@ impl Server {
                 all.extend([(*flag).to_owned(), (*value).to_owned()]);
             }
         }
-        let mut server = Server { folder, flags: all, running: None };
+        let (data, command) = (folder.path().join("data"), vec![env!("CARGO_BIN_EXE_tailwater").into()]);
+        let mut server = Server { folder, data, command, flags: all, running: None };
+        server.run();
+        server
+    }
+
+    /// A server on this data folder with these flags and the defaults for all others, run by a command that takes
+    /// the program and its arguments as its last ones; none runs the program itself.
+    pub fn start_at(data: &Path, flags: &[&str], command: &[&str], program: &Path) -> Server {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut command: Vec<OsString> = command.iter().map(Into::into).collect();
+        command.push(program.into());
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let mut server = Server { folder, data: data.to_owned(), command, flags, running: None };
         server.run();
         server
     }
@@ -61,7 +80,8 @@ impl Server {
     fn run(&mut self) {
         assert!(self.running.is_none(), "the server runs already");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_tailwater"))
+        let mut process = Command::new(&self.command[0])
+            .args(&self.command[1..])
             .arg("serve")
             .arg("--data")
             .arg(self.data_path())
@@ -74,7 +94,7 @@ impl Server {
             .spawn()
             .unwrap();
         let mut output = BufReader::new(process.stdout.take().unwrap());
-        let (mut data_address, mut admin_address) = (None, None);
+        let (mut data_address, mut admin_address, mut introduction) = (None, None, String::new());
         while data_address.is_none() || admin_address.is_none() {
             let mut line = String::new();
             if output.read_line(&mut line).unwrap() == 0 {
@@ -86,9 +106,13 @@ impl Server {
                 ["admin", url, ..] => admin_address = Some(address_in(url)),
                 _ => {}
             }
+            introduction += &line;
         }
+        // It is written at once, so all of it has come.
+        introduction += &String::from_utf8_lossy(output.buffer());
         self.running = Some(Running {
             process,
+            introduction,
             data_address: data_address.unwrap(),
             admin_address: admin_address.unwrap(),
             _output: output,
@@ -145,7 +169,12 @@ impl Server {
 
     /// The folder that is given as `--data`.
     pub fn data_path(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data.clone()
+    }
+
+    /// What the server printed when it had started.
+    pub fn introduction(&self) -> &str {
+        &self.running().introduction
     }
 
     /// A path for a file of the test's own, which goes away with the server's folder.
