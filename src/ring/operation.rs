@@ -34,8 +34,6 @@ pub enum Readiness {
     Writable,
     /// The peer has closed its side, at least for sending, or the connection broke.
     PeerFinished,
-    /// The connection is over in both directions.
-    HungUp,
 }
 
 /// How a file is opened.

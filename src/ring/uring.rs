@@ -122,7 +122,6 @@ impl Kernel for Uring {
                     Readiness::Readable => POLLIN | POLLRDHUP,
                     Readiness::Writable => POLLOUT,
                     Readiness::PeerFinished => POLLRDHUP,
-                    Readiness::HungUp => 0, // POLLHUP and POLLERR are always told
                 };
                 opcode::PollAdd::new(fd(descriptor), events).build()
             }

@@ -176,10 +176,14 @@ mod tests {
 
     #[test]
     fn what_the_last_sender_sends_before_it_goes_is_received() {
-        race(20_000, |sender| sender.send(7), |mut receiver| {
-            assert_eq!(block_on(receiver.receive()), Some(7));
-            assert_eq!(block_on(receiver.receive()), None);
-        });
+        race(
+            20_000,
+            |sender| sender.send(7),
+            |mut receiver| {
+                assert_eq!(block_on(receiver.receive()), Some(7));
+                assert_eq!(block_on(receiver.receive()), None);
+            },
+        );
     }
 
     #[test]

@@ -164,13 +164,9 @@ impl Stream {
         self.poll(Readiness::PeerFinished).await
     }
 
-    /// Waits until the connection is over in both directions: a peer that has only finished sending still reads.
-    /// Dropping the future loses nothing.
-    ///
-    /// # Errors
-    /// ECANCELED when the core goes down.
-    pub async fn hung_up(&self) -> Result<(), Errno> {
-        self.poll(Readiness::HungUp).await
+    /// Whether the connection still is one: a peer that has only finished sending still reads.
+    pub fn is_connected(&self) -> bool {
+        rustix::net::getpeername(&*self.descriptor).is_ok()
     }
 
     async fn poll(&self, readiness: Readiness) -> Result<(), Errno> {

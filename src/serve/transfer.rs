@@ -58,15 +58,16 @@ pub(super) async fn send_body(
     let mut remaining = length.unwrap_or(u64::MAX);
     let mut head = head;
     let mut turn = 0;
-    let mut gone = pin!(connection.stream.hung_up());
-    // With a length that was told before, the last byte is the end: it is the real one only once there is a seal.
-    let ends_object = length.is_some_and(|length| {
-        reader.object().metadata().declared_length == Some(reader.offset().saturating_add(length))
-    });
+    let mut finished = pin!(connection.stream.peer_finished());
+    let mut has_finished = false;
+    // Where the object's whole length was told while it was live, the last byte is a clean end: it goes out only once
+    // there is a seal.
+    let tells_end = reader.object().state() == State::Live
+        && length.is_some_and(|length| {
+            reader.object().metadata().declared_length == Some(reader.offset().saturating_add(length))
+        });
     loop {
-        // The state first: once it is not live, the watermark is final.
-        let is_live = reader.object().state() == State::Live;
-        let held_back = u64::from(ends_object && is_live);
+        let held_back = u64::from(tells_end && reader.object().state() != State::Sealed);
         let span = reader.available().min(remaining.saturating_sub(held_back)).min(SPAN_LENGTH_MAX);
         if span > 0 {
             let line = (delimited == Delimited::Chunked).then(|| ChunkHead::new(span));
@@ -94,9 +95,18 @@ pub(super) async fn send_body(
         }
         // What is held back is the last byte, so it only counts when everything else was sent.
         let held_back = if remaining == held_back { held_back } else { 0 };
-        let more = match race(reader.more(context, held_back), gone.as_mut()).await {
-            Either::First(more) => more,
-            Either::Second(_) => return Err(Broken::Gone),
+        let more = match has_finished {
+            true => reader.more(context, held_back).await,
+            false => match race(reader.more(context, held_back), finished.as_mut()).await {
+                Either::First(more) => more,
+                // A client may finish sending and go on reading. One that has closed looks the same, until the next
+                // bytes are sent to it.
+                Either::Second(Ok(())) if connection.stream.is_connected() => {
+                    has_finished = true;
+                    continue;
+                }
+                Either::Second(_) => return Err(Broken::Gone),
+            },
         };
         match more {
             More::Available => {}

@@ -60,7 +60,10 @@ impl Engine {
     /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder. [`Kind::NoRing`]: this host does not
     /// let us use io_uring. [`Kind::Startup`]: anything else.
     pub fn start(config: &Config) -> Result<Engine> {
-        Engine::start_with(config, Arc::new(|local: Rc<LocalStore>| Box::pin(async move { local.stopping().await })))
+        Engine::start_with(
+            config,
+            Arc::new(|local: Rc<LocalStore>| Box::pin(async move { local.stopping().await })),
+        )
     }
 
     /// As [`Engine::start`], with `service` running on every core.

@@ -115,7 +115,7 @@ impl Reader {
     }
 
     /// Waits until there is more, or it is clear that there never will be. With `held_back`, that many bytes do not
-    /// count as more as long as the object is live. Dropping the future leaves the registry.
+    /// count as more as long as the object is not sealed. Dropping the future leaves the registry.
     pub async fn more(&self, _context: &Context, held_back: u64) -> More {
         let (object, offset) = (self.object.clone(), self.offset);
         self.local
@@ -123,7 +123,7 @@ impl Reader {
                 // The state first: once it is not live, the watermark is final.
                 let state = object.state();
                 let available = object.committed().saturating_sub(offset);
-                if available > if state == State::Live { held_back } else { 0 } {
+                if available > if state == State::Sealed { 0 } else { held_back } {
                     return Some(More::Available);
                 }
                 match state {
