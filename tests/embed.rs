@@ -3,15 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod common;
+
 use std::future::poll_fn;
 use std::path::Path;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::task::{Context as TaskContext, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::task::Poll;
+use std::thread;
 
 use bytes::Bytes;
+use common::block_on;
 use tailwater::{
     Config, Context, Engine, Error, Kind, ListingQuery, Metadata, Name, State, Store, StoreReader,
     StoreWriter,
@@ -54,26 +57,6 @@ impl Embedded {
     fn restart(&mut self, cores: usize) {
         self.stop();
         self.engine = Some(Engine::start(&config(self.folder.path(), cores)).unwrap());
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// All that a thread without a runtime needs.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut TaskContext::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
     }
 }
 

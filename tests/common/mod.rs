@@ -7,10 +7,12 @@
 #![allow(dead_code, unused_imports, reason = "no test file uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod block_on;
 mod http;
 mod programs;
 mod server;
 
+pub use block_on::block_on;
 pub use http::{Body, Connection, End, Head, Put, Response};
 pub use programs::{Program, tool};
 pub use server::Server;
