@@ -84,9 +84,13 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if !self.retired.load(Ordering::Relaxed) {
-            let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
-            self.space.give_back(Empty { number: self.number, file: Some(self.file.clone()), keeps });
+        let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let empty = Empty { number: self.number, file: Some(self.file.clone()), keeps };
+        if self.retired.load(Ordering::Relaxed) {
+            // The file stays as it is, so what says that its records are deleted must stay too.
+            self.space.set_aside.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+        } else {
+            self.space.give_back(empty);
         }
     }
 }
@@ -126,6 +130,8 @@ pub struct Space {
     free: Mutex<Vec<Empty>>,
     /// Files that failed: never used again, and neither is what must stay as long as they do.
     set_aside: Mutex<Vec<Empty>>,
+    /// Segments that were begun after a failure: their term voids what the failed one may still hold.
+    pinned: Mutex<Vec<Arc<Segment>>>,
     keepers: Mutex<Vec<Sender<()>>>,
 }
 
@@ -138,6 +144,7 @@ impl Space {
             next_epoch: AtomicU64::new(1),
             free: Mutex::default(),
             set_aside: Mutex::default(),
+            pinned: Mutex::default(),
             keepers: Mutex::default(),
         })
     }
@@ -184,6 +191,19 @@ impl Space {
     /// How many numbers were given: the segments that exist.
     pub fn segments(&self) -> u64 {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Lets go of all files, when nobody uses the store any more.
+    pub fn close(&self) {
+        loop {
+            // What is dropped here may give further segments back.
+            let mut all = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
+            all.append(&mut self.set_aside.lock().unwrap_or_else(PoisonError::into_inner));
+            let pinned = std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner));
+            if all.is_empty() && pinned.is_empty() {
+                return;
+            }
+        }
     }
 
     fn take_free(&self) -> Option<Empty> {
@@ -295,6 +315,16 @@ impl Keeper {
             self.work.send(());
         }
         prepared
+    }
+
+    /// Says that the log waits for a segment.
+    pub(super) fn hurry(&self) {
+        self.starving.set(true);
+    }
+
+    /// Keeps a segment from being used again as long as the store runs.
+    pub(super) fn pin(&self, segment: &Arc<Segment>) {
+        self.space.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(segment.clone());
     }
 
     /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.

@@ -449,3 +449,57 @@ fn what_a_start_has_cut_off_cannot_come_back() {
     );
     assert!(format::BlockHeader::decode(&bytes[4096 * 2..]).is_some());
 }
+
+#[test]
+fn a_full_disk_has_room_for_deletions_and_data_does_not_take_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    with_log(folder.path(), |bench| async move {
+        let context = Context::background();
+        let first = bench.append(0, 1000).await.unwrap();
+        bench.acknowledged(first).await.unwrap();
+        // No further segment can be made: a folder is where its file would be.
+        for number in 1..100 {
+            let _ = std::fs::create_dir(Space::path(&path, number));
+        }
+        let mut number = 1;
+        while let Ok(sequence) = bench.append(number, 4000).await {
+            bench.acknowledged(sequence).await.unwrap();
+            number += 1;
+        }
+        assert!(number > 100, "{number} appends went in before the segments were full");
+        for _ in 0..20 {
+            let deletion = bench.append(5000, 0).await.unwrap();
+            assert!(bench.log.room(&context, 4000, true).await.is_err(), "data rides in a deletion's block");
+            bench.acknowledged(deletion).await.unwrap();
+            assert!(bench.log.room(&context, 4000, true).await.is_err(), "data takes what deletions left");
+        }
+    });
+}
+
+#[test]
+fn what_says_that_records_are_deleted_stays_as_long_as_a_failed_segment_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        let first = bench.append(0, 1000).await.unwrap();
+        bench.acknowledged(first).await.unwrap();
+        bench.fault.set(Fault::Fail { writes: 1, errno: Errno::IO });
+        let second = bench.append(1, 1000).await.unwrap();
+        bench.acknowledged(second).await.unwrap();
+        // The first segment has failed and is left as it is, with the first append in it.
+        for number in 2..50 {
+            let sequence = bench.append(number, 100_000).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        }
+        let mut segments = bench.durable.segments.take();
+        let (failed, later) = (segments.remove(0), segments.remove(30));
+        assert!(segments[0].number() != later.number() && failed.number() != later.number());
+        failed.keep(&later);
+        let observed = Arc::downgrade(&later);
+        drop((failed, later, segments));
+        assert!(
+            observed.upgrade().is_some(),
+            "the segment with the deletion is free, and the deleted records are not"
+        );
+    });
+}

@@ -135,11 +135,8 @@ struct State<N> {
     durable_sequence: u64,
     term: u32,
     term_start: u64,
-    /// Segments that were begun after a failure, kept as long as the log: their term voids what the failed
-    /// segment may still hold.
-    pinned: Vec<Arc<Segment>>,
     waiting_for_durable: BTreeMap<(u64, u64), Waker>,
-    waiting_for_room: Vec<Waker>,
+    waiting_for_room: BTreeMap<u64, Waker>,
     waits: u64,
     flusher: Option<Waker>,
     flusher_wanted: bool,
@@ -219,9 +216,8 @@ impl<S: Sink> Log<S> {
                 durable_sequence: settings.next_sequence,
                 term: settings.term,
                 term_start: settings.next_sequence,
-                pinned: Vec::new(),
                 waiting_for_durable: BTreeMap::new(),
-                waiting_for_room: Vec::new(),
+                waiting_for_room: BTreeMap::new(),
                 waits: 0,
                 flusher: None,
                 flusher_wanted: false,
@@ -267,9 +263,10 @@ impl<S: Sink> Log<S> {
         if self.ensure_open(state, least).is_err() {
             return Ok(None);
         }
+        let limit = state.open.as_ref().map_or(0, |open| self.limit_of(state, open, wanted > 0));
         let (Some(open), Some(piece)) = (&mut state.open, &mut state.piece) else { return Ok(None) };
         let start = open.used + RECORD_HEADER_LENGTH;
-        let end = open.limit.min(start + wanted);
+        let end = limit.min(start + wanted);
         let space = piece.space();
         let length = fill(&mut space[start..end])?;
         assert!(length <= end - start, "more was filled in than there was room for");
@@ -311,6 +308,7 @@ impl<S: Sink> Log<S> {
     /// [`Kind::NoSpace`] when no segment can be had; the log's own failure.
     pub async fn room(&self, _context: &Context, wanted: usize, whole: bool) -> Result<()> {
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
+        let waiting = self.wait_for_room();
         let mut attempts = None;
         loop {
             let look = poll_fn(|context| {
@@ -334,7 +332,9 @@ impl<S: Sink> Log<S> {
                         }
                     }
                 }
-                state.waiting_for_room.push(context.waker().clone());
+                let former = state.waiting_for_room.insert(waiting.number, context.waker().clone());
+                drop(state);
+                drop(former);
                 Poll::Pending
             });
             if let Either::First(outcome) = race(look, self.core.sleep(LOOK_AGAIN)).await {
@@ -391,15 +391,17 @@ impl<S: Sink> Log<S> {
     /// # Errors
     /// The log's own failure.
     pub async fn flush(&self, context: &Context) -> Result<()> {
+        let waiting = self.wait_for_room();
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
             if !state.recovering {
                 return Poll::Ready(());
             }
-            state.waiting_for_room.push(context.waker().clone());
+            state.waiting_for_room.insert(waiting.number, context.waker().clone());
             Poll::Pending
         })
         .await;
+        drop(waiting);
         let last = {
             let mut state = self.state.borrow_mut();
             if state.open.as_ref().is_some_and(|open| open.records > 0) && state.failed.is_none() {
@@ -427,15 +429,20 @@ impl<S: Sink> Log<S> {
 
     /// Makes sure that a record with this much payload fits into the open block, opening one if need be.
     fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> std::result::Result<(), Lack> {
-        let fits = |open: &OpenBlock<S::Note>| open.used + record_length(least) <= open.limit;
         if state.recovering {
             return Err(Lack::Time);
         }
-        if least > 0 && self.is_down_to_the_reserve(state) {
-            return Err(Lack::Segment);
-        }
-        if state.open.as_ref().is_some_and(fits) {
-            return Ok(());
+        let is_data = least > 0;
+        if let Some(open) = &state.open {
+            let end = open.used + record_length(least);
+            if end <= self.limit_of(state, open, is_data) {
+                return Ok(());
+            }
+            if open.records > 0 && end <= open.limit {
+                // What is left is the reserve. The block stays open for what that is kept for.
+                self.keeper.hurry();
+                return Err(Lack::Segment);
+            }
         }
         if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
             return Err(Lack::Time);
@@ -444,33 +451,39 @@ impl<S: Sink> Log<S> {
             self.close_block(state);
         }
         let length = BLOCK_HEADER_LENGTH + record_length(least);
-        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), least > 0)
+        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), is_data)
     }
 
-    /// No further segment can be had, and what is left of this one is for records without a payload.
-    fn is_down_to_the_reserve(&self, state: &State<S::Note>) -> bool {
+    /// How long the open block may become with this record: data leaves the reserve alone.
+    fn limit_of(&self, state: &State<S::Note>, open: &OpenBlock<S::Note>, is_data: bool) -> usize {
+        match &state.active {
+            Some(active) => open.limit.min(self.room_in(active, is_data)),
+            None => open.limit,
+        }
+    }
+
+    /// How much of the segment is left, in bytes. Where there is no other one, the end of it is kept for records
+    /// without a payload, so that a full disk can be emptied.
+    fn room_in(&self, active: &Active, is_data: bool) -> usize {
         let segment_bytes = self.keeper.segment_bytes();
-        let left = state.active.as_ref().map_or(0, |active| segment_bytes - active.position);
-        left < segment_bytes / RESERVE_SHARE && self.keeper.prepared() == 0 && self.keeper.trouble().is_some()
+        let is_last = is_data && self.keeper.prepared() == 0;
+        let reserve = if is_last { segment_bytes / RESERVE_SHARE } else { 0 };
+        (segment_bytes - active.position).saturating_sub(reserve) as usize
     }
 
-    /// Opens a block of at least this length. One that is opened for data leaves the reserve alone, unless there is
-    /// another segment: data that comes afterwards would fill it to its end.
+    /// Opens a block of at least this length. Its limit is the segment's: what data may take of that is settled with
+    /// each record.
     fn open_block(
         &self,
         state: &mut State<S::Note>,
         length: usize,
-        for_data: bool,
+        is_data: bool,
     ) -> std::result::Result<(), Lack> {
         assert!(state.open.as_ref().is_none_or(|open| open.records == 0));
         state.open = None;
-        let segment_bytes = self.keeper.segment_bytes();
-        let room = |active: &Active| {
-            let is_last = for_data && self.keeper.prepared() == 0;
-            let reserve = if is_last { segment_bytes / RESERVE_SHARE } else { 0 };
-            (segment_bytes - active.position).saturating_sub(reserve) as usize
-        };
-        if state.active.as_ref().is_none_or(|active| room(active) < length) && !self.next_segment(state) {
+        if state.active.as_ref().is_none_or(|active| self.room_in(active, is_data) < length)
+            && !self.next_segment(state)
+        {
             return Err(Lack::Segment);
         }
         if state.piece.as_ref().is_none_or(|piece| piece.remaining() < length) && !self.next_piece(state) {
@@ -479,7 +492,7 @@ impl<S: Sink> Log<S> {
         let (Some(active), Some(piece)) = (&state.active, &state.piece) else {
             unreachable!("both were made sure of");
         };
-        let limit = self.settings.block_bytes.min(piece.remaining()).min(room(active));
+        let limit = self.settings.block_bytes.min(piece.remaining()).min(self.room_in(active, false));
         let notes = state.spare_notes.pop().unwrap_or_default();
         state.open = Some(OpenBlock { limit, used: BLOCK_HEADER_LENGTH, records: 0, notes });
         Ok(())
@@ -660,9 +673,15 @@ impl<S: Sink> Log<S> {
         self.wake_room();
     }
 
+    fn wait_for_room(&self) -> RoomWait<'_, S> {
+        let mut state = self.state.borrow_mut();
+        state.waits += 1;
+        RoomWait { log: self, number: state.waits }
+    }
+
     fn wake_room(&self) {
         let waiting = std::mem::take(&mut self.state.borrow_mut().waiting_for_room);
-        for waker in waiting {
+        for waker in waiting.into_values() {
             waker.wake();
         }
     }
@@ -738,6 +757,19 @@ async fn flush_when_idle<S: Sink>(log: Weak<Log<S>>) {
         {
             log.close_block(&mut state);
         }
+    }
+}
+
+/// A wait for room: leaves nothing behind when dropped.
+struct RoomWait<'a, S: Sink> {
+    log: &'a Log<S>,
+    number: u64,
+}
+
+impl<S: Sink> Drop for RoomWait<'_, S> {
+    fn drop(&mut self) {
+        let former = self.log.state.borrow_mut().waiting_for_room.remove(&self.number);
+        drop(former);
     }
 }
 

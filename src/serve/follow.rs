@@ -10,6 +10,7 @@
 //! | live | `bytes=N-M` beyond what is committed, no declared length | 206 up to the watermark, `/*`; with a very large M (RFC 8673) followed to the end |
 //! | live | `bytes=N-` | 206: to the declared length, or up to the watermark with `/*` |
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED};
@@ -21,6 +22,7 @@ use super::names::etag_of;
 use super::problem::Problem;
 use super::range::{Requested, Resolved, content_range, content_range_as_written, unsatisfied_range};
 use super::reply::{Body, Delimited, last_modified, stored_header};
+use super::server::within;
 use super::target::{ObjectQuery, Target};
 use super::transfer::{Ended, send_body};
 use crate::runtime::{Either, race};
@@ -124,11 +126,24 @@ async fn find(
     let Some(wait) = query.wait.filter(|wait| !wait.is_zero()) else { return Ok(None) };
     let begun = local.find_when_begun(&request.context, name);
     let limit = race(local.core().sleep(wait), connection.here.drained(true));
-    match race(begun, race(limit, connection.stream.peer_finished())).await {
-        Either::First(object) => Ok(Some(object)),
-        Either::Second(Either::First(_)) => Ok(None),
-        Either::Second(Either::Second(_)) => Err(Broken::Gone),
-    }
+    let mut waited = pin!(race(begun, limit));
+    let waited = match race(waited.as_mut(), connection.stream.peer_finished()).await {
+        Either::First(waited) => waited,
+        // A client may finish sending and wait for its answer all the same.
+        // One that has left looks the same, so it gets no more time than an idle connection.
+        Either::Second(Ok(())) if connection.stream.is_connected() => {
+            let idle_seconds = connection.here.config().idle_seconds;
+            match within(&connection.here, idle_seconds, waited.as_mut()).await {
+                Ok(waited) => waited,
+                Err(_) => return Ok(None),
+            }
+        }
+        Either::Second(_) => return Err(Broken::Gone),
+    };
+    Ok(match waited {
+        Either::First(object) => Some(object),
+        Either::Second(_) => None,
+    })
 }
 
 fn headers_of(

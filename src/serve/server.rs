@@ -258,13 +258,14 @@ async fn serve(
     if !here.connections.is_empty() {
         tracing::warn!(connections = here.connections.len(), "cut at the drain limit");
     }
-    here.connections.cancel().await;
+    // First what brings further connections, then those that are left.
     if let Some(door) = admin_door {
         door.cancel().await;
     }
     if let Some(receiving) = receiving {
         receiving.cancel().await;
     }
+    here.connections.cancel().await;
 }
 
 /// Core 0: takes connections and gives each to the core with the fewest.

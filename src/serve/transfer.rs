@@ -66,6 +66,12 @@ pub(super) async fn send_body(
         && length.is_some_and(|length| {
             reader.object().metadata().declared_length == Some(reader.offset().saturating_add(length))
         });
+    if tells_end && remaining == 0 {
+        // Here the head itself is the end.
+        if reader.more(context, 0).await == More::Interrupted {
+            return Ok(Ended::Interrupted);
+        }
+    }
     loop {
         let held_back = u64::from(tells_end && reader.object().state() != State::Sealed);
         let span = reader.available().min(remaining.saturating_sub(held_back)).min(SPAN_LENGTH_MAX);
@@ -78,7 +84,7 @@ pub(super) async fn send_body(
                 before.extend_from_slice(line.as_bytes());
             }
             let after: &[u8] = if line.is_some() { CHUNK_END } else { b"" };
-            let more = span < remaining && reader.available() > span;
+            let more = span < (remaining - held_back).min(reader.available());
             send_span(connection, reader, span, &before, after, more).await?;
             remaining -= span;
             turn += span;

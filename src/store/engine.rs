@@ -42,6 +42,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<()>>>,
     notices: Vec<String>,
+    space: Arc<Space>,
     _folder: Folder,
 }
 
@@ -116,11 +117,17 @@ impl Engine {
                 has_begun: Arc::default(),
                 recovered: (index == 0).then(|| recovered_sender.clone()),
             };
-            let thread = std::thread::Builder::new()
-                .name(format!("core-{index}"))
-                .spawn(move || core.run_to_end())
-                .map_err(|error| Error::new(Kind::Startup, format!("cannot start a thread: {error}")))?;
-            threads.push(thread);
+            let thread =
+                std::thread::Builder::new().name(format!("core-{index}")).spawn(move || core.run_to_end());
+            match thread {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // The others may be reading the folder, which is ours until they have ended.
+                    drop(orders_senders);
+                    first_failure(threads);
+                    return Err(Error::new(Kind::Startup, format!("cannot start a thread: {error}")));
+                }
+            }
         }
         drop((started_sender, recovered_sender));
 
@@ -171,18 +178,11 @@ impl Engine {
         for name in shared.namespace().names() {
             for object in shared.namespace().settle(&name) {
                 object.set_deleted();
-                shared.call(object.home(), move |local| {
-                    let here = local.clone();
-                    local.spawn(async move {
-                        if let Err(error) = here.log_deletion(object).await {
-                            tracing::warn!(%error, "what is superseded could not be deleted");
-                        }
-                    });
-                });
+                shared.call(object.home(), move |local| local.delete_superseded(object));
             }
         }
         notices.dedup();
-        Ok(Engine { shared, threads, notices, _folder: folder })
+        Ok(Engine { shared, threads, notices, space, _folder: folder })
     }
 
     /// The store, for any thread and runtime.
@@ -212,6 +212,7 @@ impl Engine {
             });
             outcome = outcome.and(ended);
         }
+        self.space.close();
         outcome
     }
 }

@@ -43,6 +43,8 @@ pub(super) enum Message {
     Begun(Name),
     /// The deletion of this object is to be logged; then who asked is told.
     Delete(Arc<Object>, Sender<Result<()>>),
+    /// This object was superseded: its deletion is to be logged when that is possible.
+    Supersede(Arc<Object>),
     /// Something to run here.
     Call(Call),
 }
@@ -287,8 +289,7 @@ impl Commits {
         self.touch(live);
         for superseded in self.shared.namespace.settle(object.name()) {
             superseded.set_deleted();
-            let (done, _) = channel();
-            self.shared.peers[superseded.home()].send(Message::Delete(superseded, done));
+            self.shared.peers[superseded.home()].send(Message::Supersede(superseded));
         }
     }
 }
@@ -334,6 +335,7 @@ impl LocalStore {
                     let local = self.clone();
                     self.spawn(async move { done.send(local.log_deletion(object).await) });
                 }
+                Message::Supersede(object) => self.delete_superseded(object),
                 Message::Call(call) => call(&self),
             }
         }
@@ -494,6 +496,24 @@ impl LocalStore {
         Ok(())
     }
 
+    /// Has the deletion of a superseded object logged, here at its home. Where the disk is full that waits for room:
+    /// until then the object's segments stay.
+    pub(super) fn delete_superseded(self: &Rc<Self>, object: Arc<Object>) {
+        let local = self.clone();
+        self.spawn(async move {
+            loop {
+                match local.log_deletion(object.clone()).await {
+                    Err(error) if error.kind() == Kind::NoSpace => local.core.sleep(DELETION_PAUSE).await,
+                    Err(error) => {
+                        tracing::warn!(object = %object.name(), %error, "what is superseded could not be deleted");
+                        return;
+                    }
+                    Ok(()) => return,
+                }
+            }
+        });
+    }
+
     /// Logs a deletion on this core, which is the object's home, and waits until it is durable.
     pub(super) async fn log_deletion(&self, object: Arc<Object>) -> Result<()> {
         let context = Context::background();
@@ -619,6 +639,8 @@ impl LocalStore {
     }
 }
 
+/// How long to wait before the deletion of a superseded object is tried again on a full disk.
+const DELETION_PAUSE: Duration = Duration::from_secs(1);
 /// How long interruptions may take to get into the log when the store comes to an end.
 const ENDINGS_LIMIT: Duration = Duration::from_secs(2);
 

@@ -51,7 +51,7 @@ impl<S: Sink> Log<S> {
                 }
                 state.term += 1;
                 state.term_start = state.durable_sequence;
-                state.pinned.push(active.segment.clone());
+                self.keeper.pin(&active.segment);
                 let blocks: Vec<_> = state
                     .in_flight
                     .iter()
@@ -65,7 +65,7 @@ impl<S: Sink> Log<S> {
                     let prepared = self.wait_for_segment().await?;
                     let full = std::mem::replace(&mut active, self.activate(prepared));
                     self.leave(full.place);
-                    self.state.borrow_mut().pinned.push(active.segment.clone());
+                    self.keeper.pin(&active.segment);
                 }
                 let copy = restamped(&region, |header| BlockHeader {
                     epoch: active.segment.epoch(),
@@ -123,12 +123,20 @@ impl<S: Sink> Log<S> {
     }
 
     async fn wait_for_segment(&self) -> Result<Prepared> {
+        let mut attempts = None;
         for _ in 0..200 {
             if let Some(prepared) = self.keeper.take() {
                 return Ok(prepared);
             }
+            // What went wrong before may be over: only another attempt that fails counts.
             if let Some(error) = self.keeper.trouble() {
-                return Err(error);
+                let since = *attempts.get_or_insert_with(|| {
+                    self.keeper.try_again();
+                    self.keeper.attempts()
+                });
+                if self.keeper.attempts() > since {
+                    return Err(error);
+                }
             }
             self.core.sleep(Duration::from_millis(50)).await;
         }
