@@ -34,7 +34,6 @@ use std::future::Future;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -413,6 +412,3 @@ impl AsFd for Descriptor {
         self.system().as_fd()
     }
 }
-
-/// A descriptor that operations on any core may share.
-pub type SharedDescriptor = Arc<Descriptor>;

@@ -43,9 +43,6 @@ pub struct Core {
     turns: Cell<u64>,
 }
 
-/// The mailboxes of all cores, in the order of their numbers.
-pub type Crew = Arc<[Arc<Mailbox>]>;
-
 /// The way into a core from other threads.
 pub struct Mailbox {
     identity: u64,
@@ -53,7 +50,6 @@ pub struct Mailbox {
     asleep: AtomicBool,
     bell: Arc<Descriptor>,
     address: AtomicI32,
-    wakes: AtomicU64,
 }
 
 /// The core whose turn it is on this thread.
@@ -81,13 +77,7 @@ impl Mailbox {
             asleep: AtomicBool::new(false),
             bell: Arc::new(Descriptor::from(bell)),
             address: AtomicI32::new(-1),
-            wakes: AtomicU64::new(0),
         }))
-    }
-
-    /// How often this core was woken from outside.
-    pub fn wakes(&self) -> u64 {
-        self.wakes.load(Ordering::Relaxed)
     }
 
     /// Puts a task where its core will run it; from any thread.
@@ -105,7 +95,6 @@ impl Mailbox {
         if !self.asleep.swap(false, Ordering::SeqCst) {
             return;
         }
-        self.wakes.fetch_add(1, Ordering::Relaxed);
         let address = self.address.load(Ordering::Acquire);
         match ring {
             Some(ring) if address >= 0 => {
@@ -155,11 +144,6 @@ impl Core {
     /// How many turns the loop has made.
     pub fn turns(&self) -> u64 {
         self.turns.get()
-    }
-
-    /// How often this core was woken by other threads.
-    pub fn wakes(&self) -> u64 {
-        self.mailbox.wakes()
     }
 
     /// Runs a future on this core, beside the others. Dropping the task cancels it.

@@ -16,7 +16,7 @@ mod stream;
 mod timer;
 
 pub use self::channel::{Receiver, Sender, channel};
-pub use self::core::{Core, Crew, Mailbox, Task, TaskGroup, allowed_processors};
+pub use self::core::{Core, Mailbox, Task, TaskGroup, allowed_processors};
 pub use self::file::Pipe;
 pub use self::race::{Either, race, yield_now};
 pub use self::stream::{Listener, Stream};

@@ -68,13 +68,6 @@ impl Stream {
         Stream { core, descriptor: Arc::new(descriptor) }
     }
 
-    /// The other side's address, if it is still connected.
-    pub fn peer(&self) -> Option<SocketAddr> {
-        rustix::net::getpeername(&*self.descriptor)
-            .ok()?
-            .and_then(|address| SocketAddr::try_from(address).ok())
-    }
-
     /// Takes what is there into the buffers, in order. None: nothing is there yet. Zero: the peer has finished.
     ///
     /// # Errors
@@ -123,20 +116,6 @@ impl Stream {
                 Err(errno) => return Err(errno),
             }
         }
-    }
-
-    /// Sends all of it, waiting where the socket is full. Dropping the future leaves a part sent.
-    ///
-    /// # Errors
-    /// As [`Stream::try_send`].
-    pub async fn send_all(&self, mut bytes: &[u8], more: bool) -> Result<(), Errno> {
-        while !bytes.is_empty() {
-            match self.try_send(&[IoSlice::new(bytes)], more)? {
-                Some(count) => bytes = &bytes[count..],
-                None => self.writable().await?,
-            }
-        }
-        Ok(())
     }
 
     /// Waits until something can be received, or the peer has finished. Dropping the future loses nothing.
