@@ -21,6 +21,7 @@ use crate::ring::Arena;
 const MARKER: &str = "tailwater.json";
 const LOCK: &str = "lock";
 const SEGMENTS: &str = "segments";
+const CATALOG: &str = "catalog";
 
 /// Numbers of file systems: statfs(2).
 const TMPFS: u64 = 0x0102_1994;
@@ -40,6 +41,8 @@ struct Marker {
 pub struct Folder {
     /// The folder of the segments.
     pub segments: PathBuf,
+    /// The file of the catalog.
+    pub catalog: PathBuf,
     /// The store's number.
     pub store: u64,
     /// The length of a segment in bytes.
@@ -92,6 +95,7 @@ impl Folder {
         let direct = file_system != TMPFS && takes_direct_writes(&segments)?;
         Ok(Folder {
             segments,
+            catalog: path.join(CATALOG),
             store: marker.store,
             segment_bytes: marker.segment_bytes,
             direct,
@@ -239,7 +243,7 @@ mod tests {
     fn another_version_and_a_damaged_marker_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         drop(Folder::open(folder.path(), None).unwrap());
-        for text in ["{\"tailwater\":2,\"store\":1,\"segment_bytes\":4194304}", "{", ""] {
+        for text in ["{\"tailwater\":3,\"store\":1,\"segment_bytes\":4194304}", "{", ""] {
             fs::write(folder.path().join(MARKER), text).unwrap();
             assert_eq!(Folder::open(folder.path(), None).unwrap_err().kind(), Kind::DataFolder, "{text}");
         }

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::local::{Live, LocalStore, Note, record};
+use super::commits::{Live, Note};
+use super::local::{LocalStore, record};
 use super::object::{Object, State, microseconds};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
