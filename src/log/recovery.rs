@@ -25,6 +25,9 @@ const READ_LENGTH: usize = 4 << 20;
 /// The longest block that is believed in, in bytes: what a piece of an arena can have.
 const BLOCK_LENGTH_MAX: usize = 16 << 20;
 
+/// How many of the segments that are covered are looked at all the same, to notice another store's.
+const COVERED_CHECKED: usize = 16;
+
 /// What is known of a segment beforehand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnownSegment {
@@ -130,24 +133,36 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             survey.damage.push(format!("segment {number} is missing: what lies in it is lost"));
         }
     }
-    for number in numbers {
+    let covered = |number: &u64| match known.segments.get(number) {
+        Some(&KnownSegment::Covered { epoch }) => Some(epoch),
+        _ => None,
+    };
+    let mut to_check = COVERED_CHECKED;
+    for number in numbers.into_iter().rev() {
         let known = known.segments.get(&number);
-        if let Some(&KnownSegment::Covered { epoch }) = known {
+        if let Some(epoch) = covered(&number) {
             space.resume_after(number, epoch);
-            continue;
+            if to_check == 0 {
+                continue;
+            }
         }
         let path = Space::path(&settings.folder, number);
         let failed = |what: &str, errno: Errno| Error::device(format!("{what} {}", path.display()), errno);
         let file = open_for_reading(core, &path).await.map_err(|errno| failed("cannot open", errno))?;
-        // Wait for the last writes of a killed process, then make durable what is going to be believed.
-        lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
-        let _ = core.unlock(&file);
         let scan_failed = |error| match error {
             ScanError::Read(errno) => failed("cannot read", errno),
             ScanError::Foreign(message) => {
                 Error::new(Kind::DataFolder, format!("{}: {message}", path.display()))
             }
         };
+        if covered(&number).is_some() {
+            to_check -= 1;
+            read_header(core, settings.store, &file).await.map_err(scan_failed)?;
+            continue;
+        }
+        // Wait for the last writes of a killed process, then make durable what is going to be believed.
+        lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
+        let _ = core.unlock(&file);
         let header = read_header(core, settings.store, &file).await.map_err(scan_failed)?;
         space.resume_after(number, header.map_or(0, |header| header.epoch));
         if let (Some(&KnownSegment::Free { epoch }), Some(header)) = (known, header)

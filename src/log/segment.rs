@@ -81,6 +81,9 @@ pub struct SpaceSettings {
     pub direct: bool,
     /// How many segments each keeper keeps prepared.
     pub spare_segments: usize,
+    /// How much of the file system no segment is made in, in bytes: the books of the store can always be written, so
+    /// that a full disk can be emptied.
+    pub reserve_bytes: u64,
 }
 
 /// Who learns that a file has been cleared: its number and its new epoch.
@@ -428,6 +431,10 @@ impl Keeper {
         // A file that a failed attempt left may be too short.
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
         if fresh || !is_whole {
+            let free_bytes = self.core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
+            if free_bytes < settings.segment_bytes + settings.reserve_bytes {
+                return Err(("cannot make room for", Errno::NOSPC));
+            }
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
                 .core

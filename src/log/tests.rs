@@ -200,6 +200,7 @@ impl Bench {
             segment_bytes: SEGMENT_BYTES,
             direct: true,
             spare_segments: 1,
+            reserve_bytes: 0,
         });
         let (recovered, continuation) = recover(core, &space).await?;
         let free = Arc::downgrade(&space);

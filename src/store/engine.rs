@@ -110,6 +110,7 @@ impl Engine {
             segment_bytes: folder.segment_bytes,
             direct: folder.direct,
             spare_segments: config.spare_segments,
+            reserve_bytes: folder.reserve_bytes,
         });
         let mailboxes: Vec<_> =
             (0..config.cores).map(|_| Mailbox::new()).collect::<std::result::Result<_, Errno>>().map_err(

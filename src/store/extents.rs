@@ -161,6 +161,7 @@ mod tests {
             segment_bytes: 1 << 22,
             direct: false,
             spare_segments: 1,
+            reserve_bytes: 0,
         };
         Space::new(settings).segment(1, 1)
     }

@@ -47,6 +47,8 @@ pub struct Folder {
     pub store: u64,
     /// The length of a segment in bytes.
     pub segment_bytes: u64,
+    /// What of the disk is kept for the catalog, in bytes.
+    pub reserve_bytes: u64,
     /// Whether the file system takes direct writes.
     pub direct: bool,
     /// Whether direct writes are known to leave alone what was spliced from the page cache: on ext4 and XFS.
@@ -77,11 +79,11 @@ impl Folder {
             marker => marker,
         };
         let segments = path.join(SEGMENTS);
+        let disk_bytes = rustix::fs::statvfs(path).map_or(0, |disk| disk.f_blocks * disk.f_frsize);
         let marker = match marker {
             Some(marker) => marker,
             None => {
                 fs::create_dir_all(&segments).map_err(|error| trouble("make", error))?;
-                let disk_bytes = rustix::fs::statvfs(path).map_or(0, |disk| disk.f_blocks * disk.f_frsize);
                 let segment_bytes = segment_bytes.unwrap_or_else(|| segment_bytes_for(disk_bytes));
                 check_segment_bytes(segment_bytes)?;
                 let marker = Marker { tailwater: VERSION, store: random_number()?, segment_bytes };
@@ -98,6 +100,7 @@ impl Folder {
             catalog: path.join(CATALOG),
             store: marker.store,
             segment_bytes: marker.segment_bytes,
+            reserve_bytes: (disk_bytes / 32).clamp(4 << 20, 256 << 20),
             direct,
             may_splice: direct && (file_system == EXT4 || file_system == XFS),
             _lock: lock,
