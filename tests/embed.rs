@@ -389,7 +389,10 @@ fn a_restart_keeps_what_was_sealed_interrupted_and_deleted() {
 
         let query = ListingQuery { delimiter: Some("/".to_owned()), ..ListingQuery::default() };
         let context = Context::background();
-        assert_eq!(block_on(store.list(&context, "b", &query)).unwrap().prefixes, ["dir-0/", "dir-1/", "dir-2/"]);
+        assert_eq!(
+            block_on(store.list(&context, "b", &query)).unwrap().prefixes,
+            ["dir-0/", "dir-1/", "dir-2/"]
+        );
         let query = ListingQuery { prefix: "dir-0/".to_owned(), limit: 3, ..ListingQuery::default() };
         let page = block_on(store.list(&context, "b", &query)).unwrap();
         let keys: Vec<_> = page.entries.iter().map(|listed| listed.key.as_str()).collect();

@@ -76,8 +76,11 @@ mod segment;
 mod tests;
 mod writer;
 
-pub use recovery::{Continuation, Known, KnownSegment, RecoveredRecord, Survey, SurveyedSegment, survey};
+pub use recovery::{
+    Continuation, Known, KnownSegment, RecoveredRecord, Survey, SurveyedSegment, records_in, survey,
+};
 pub use segment::{
-    Cleared, Keeper, Segment, Space, SpaceSettings, check_segment_bytes, open_for_reading, segment_bytes_for,
+    Cleared, Keeper, Promise, Segment, Space, SpaceSettings, check_segment_bytes, open_for_reading,
+    segment_bytes_for,
 };
 pub use writer::{Appended, Log, LogSettings, LogState, Placement, Sink};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::format::{
-    ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
+    ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, Record, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
     SegmentHeader, records_of,
 };
 use super::segment::{Space, clear, lock, open_for_reading, zeroed_region};
@@ -25,6 +25,9 @@ const READ_LENGTH: usize = 4 << 20;
 /// The longest block that is believed in, in bytes: what a piece of an arena can have.
 const BLOCK_LENGTH_MAX: usize = 16 << 20;
 
+/// A segment without a block in so many bytes at its beginning was prepared and not used: more than a log ever has in
+/// flight.
+const UNUSED_LENGTH: u64 = 64 << 20;
 /// How many of the segments that are covered are looked at all the same, to notice another store's.
 const COVERED_CHECKED: usize = 16;
 
@@ -210,14 +213,16 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     for (index, scan) in scans.iter().enumerate() {
         if !places.contains_key(&index) {
             let known = known.segments.get(&scan.number);
-            if scan.epoch.is_none() || known.copied() != scan.epoch.map(|epoch| KnownSegment::Begun { epoch }) {
+            if scan.epoch.is_none() || known.copied() != scan.epoch.map(|epoch| KnownSegment::Begun { epoch })
+            {
                 survey.nothing_counts.push(scan.number);
             }
             continue;
         }
         let void = scan.blocks.iter().zip(&counts[index]).filter(|(block, counts)| {
             // What is known of a log stays as it is.
-            let is_known = known.logs.get(&block.header.log).is_some_and(|&(next, _)| block.header.sequence < next);
+            let is_known =
+                known.logs.get(&block.header.log).is_some_and(|&(next, _)| block.header.sequence < next);
             !**counts && !is_known
         });
         let positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
@@ -243,27 +248,16 @@ impl Survey {
         let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
         let file = open_for_reading(core, &path).await.map_err(failed)?;
         let mut window = Window::new(core, &file);
-        let mut recovered = Vec::new();
+        let mut found = Vec::new();
         for block in &segment.blocks {
             let bytes = window.at(block.position, block.length as usize).await.map_err(failed)?;
             let records = records_of(block, bytes).ok_or_else(|| {
                 let message = format!("{} has changed while it was read", path.display());
                 Error::new(Kind::Damaged, message)
             })?;
-            for record in records {
-                let document = match record.header.kind {
-                    RecordKind::Create => record.payload(bytes).to_vec(),
-                    _ => Vec::new(),
-                };
-                recovered.push(RecoveredRecord {
-                    header: record.header,
-                    position: block.position + record.payload_start as u64,
-                    is_whole: record.is_whole,
-                    document,
-                });
-            }
+            found.extend(records.into_iter().map(|record| recovered(block, record, bytes)));
         }
-        Ok(recovered)
+        Ok(found)
     }
 
     /// Makes sure that what does not count never will. Answers the segments that hold nothing, each with its new
@@ -283,6 +277,54 @@ impl Survey {
         }
         Ok(cleared)
     }
+}
+
+fn recovered(block: &BlockHeader, record: Record, bytes: &[u8]) -> RecoveredRecord {
+    let document = match record.header.kind {
+        RecordKind::Create => record.payload(bytes).to_vec(),
+        _ => Vec::new(),
+    };
+    RecoveredRecord {
+        header: record.header,
+        position: block.position + record.payload_start as u64,
+        is_whole: record.is_whole,
+        document,
+    }
+}
+
+/// All records of a segment that nothing is written to any more, in this use of it, whether they count or not.
+///
+/// # Errors
+/// A file that cannot be read, or is in another use.
+pub async fn records_in(
+    core: &Rc<Core>,
+    space: &Space,
+    number: u64,
+    epoch: u64,
+) -> Result<Vec<RecoveredRecord>> {
+    let settings = space.settings();
+    let path = Space::path(&settings.folder, number);
+    let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
+    let damaged = |why: String| Error::new(Kind::Damaged, format!("{}: {why}", path.display()));
+    let scan_failed = |error| match error {
+        ScanError::Read(errno) => failed(errno),
+        ScanError::Foreign(why) => damaged(why),
+    };
+    let file = open_for_reading(core, &path).await.map_err(failed)?;
+    let header = read_header(core, settings.store, &file).await.map_err(scan_failed)?;
+    if header.is_none_or(|header| header.epoch != epoch) {
+        return Err(damaged("it is not in the use that it was".to_owned()));
+    }
+    let scan = scan(core, settings.store, number, header, &file).await.map_err(scan_failed)?;
+    let mut window = Window::new(core, &file);
+    let mut stored = Vec::new();
+    for block in &scan.blocks {
+        let header = block.header;
+        let bytes = window.at(header.position, header.length as usize).await.map_err(failed)?;
+        let records = records_of(&header, bytes).unwrap_or_default();
+        stored.extend(records.into_iter().map(|record| recovered(&header, record, bytes)));
+    }
+    Ok(stored)
 }
 
 fn list(core: &Core, space: &Space) -> Result<Vec<u64>> {
@@ -379,8 +421,8 @@ async fn read_header(
     file: &Arc<Descriptor>,
 ) -> std::result::Result<Option<SegmentHeader>, ScanError> {
     let (result, bytes) = core.read(file, 0, vec![0; SEGMENT_HEADER_LENGTH], 0).await;
-    let header = SegmentHeader::decode(&bytes[..result?])
-        .map_err(|error| ScanError::Foreign(error.to_string()))?;
+    let header =
+        SegmentHeader::decode(&bytes[..result?]).map_err(|error| ScanError::Foreign(error.to_string()))?;
     match header {
         Some(header) if header.store != store => {
             Err(ScanError::Foreign("the segment belongs to another store".to_owned()))
@@ -402,6 +444,9 @@ async fn scan(
     if let Some(segment) = header {
         let mut position = SEGMENT_HEADER_LENGTH as u64;
         while position + ALIGNMENT as u64 <= segment.length {
+            if blocks.is_empty() && position > UNUSED_LENGTH {
+                break;
+            }
             let bytes = window.at(position, ALIGNMENT).await?;
             if bytes.len() < ALIGNMENT {
                 break;
@@ -529,7 +574,8 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
-        let term = terms.last_key_value().map_or(0, |(&term, _)| term).max(known.map_or(0, |known| known.1)) + 1;
+        let term =
+            terms.last_key_value().map_or(0, |(&term, _)| term).max(known.map_or(0, |known| known.1)) + 1;
         resolution.logs.insert(number, Continuation { next_sequence, term });
     }
     resolution

@@ -104,6 +104,31 @@ pub struct Space {
     free: Mutex<Vec<u64>>,
     cleared: OnceLock<Cleared>,
     keepers: Mutex<Vec<Sender<()>>>,
+    /// Segments that keepers have prepared.
+    prepared: AtomicU64,
+    /// Bytes that writers were promised room for, and have not appended yet.
+    promised: AtomicU64,
+}
+
+/// Room that a writer was promised. What is left of the promise is given back when it is dropped.
+pub struct Promise {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Promise {
+    /// Some of it was used.
+    pub fn use_up(&mut self, bytes: u64) {
+        let used = bytes.min(self.bytes);
+        self.bytes -= used;
+        self.space.promised.fetch_sub(used, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.use_up(self.bytes);
+    }
 }
 
 impl Space {
@@ -118,6 +143,8 @@ impl Space {
             free: Mutex::default(),
             cleared: OnceLock::new(),
             keepers: Mutex::default(),
+            prepared: AtomicU64::new(0),
+            promised: AtomicU64::new(0),
         })
     }
 
@@ -197,6 +224,33 @@ impl Space {
         }
     }
 
+    /// How many bytes segments have room for that nothing is written to yet, made or still to be made.
+    pub fn room_bytes(&self, core: &Core) -> u64 {
+        let settings = &self.settings;
+        let made = self.free_segments() as u64 + self.prepared.load(Ordering::Relaxed);
+        // Where nothing is known of the disk, writing to it will tell.
+        let free_bytes = core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
+        let to_be_made = free_bytes.saturating_sub(settings.reserve_bytes) / settings.segment_bytes;
+        made.saturating_add(to_be_made).saturating_mul(settings.segment_bytes)
+    }
+
+    /// Promises room for so many bytes of payload.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`]: there is none, or others were promised it.
+    pub fn promise(self: &Arc<Self>, core: &Core, bytes: u64) -> Result<Promise> {
+        // Headers of records and blocks, and what is left over at the ends of segments.
+        let with_headers = bytes.saturating_add(bytes / 64).saturating_add(self.settings.segment_bytes / 16);
+        let promised = self.promised.fetch_add(bytes, Ordering::Relaxed);
+        let promise = Promise { space: self.clone(), bytes };
+        let room = self.room_bytes(core);
+        if promised.saturating_add(with_headers) > room {
+            let message = format!("there is no room for {bytes} bytes: {room} are free, {promised} promised");
+            return Err(Error::new(Kind::NoSpace, message));
+        }
+        Ok(promise)
+    }
+
     /// How many segments hold nothing and are not prepared.
     pub fn free_segments(&self) -> usize {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -242,6 +296,7 @@ pub struct Keeper {
     starving: Cell<bool>,
     attempts: Cell<u64>,
     preparing: Cell<bool>,
+    is_released: Cell<bool>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -260,6 +315,7 @@ impl Keeper {
             starving: Cell::new(false),
             attempts: Cell::new(0),
             preparing: Cell::new(false),
+            is_released: Cell::new(false),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -320,6 +376,9 @@ impl Keeper {
     /// Takes a prepared segment and orders the next one.
     pub(super) fn take(&self) -> Option<Prepared> {
         let prepared = self.prepared.borrow_mut().pop_front();
+        if prepared.is_some() {
+            self.space.prepared.fetch_sub(1, Ordering::Relaxed);
+        }
         self.starving.set(prepared.is_none());
         // Where the last attempt has failed another one follows when there is reason to hope: see `try_again`.
         if self.trouble.borrow().is_none() {
@@ -334,8 +393,24 @@ impl Keeper {
     }
 
     /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.
-    pub(super) fn try_again(&self) {
+    pub fn try_again(&self) {
         self.work.send(());
+    }
+
+    /// What all keepers of the store share.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
+    }
+
+    /// Lets go of what is prepared, when nothing is written any more: each holds nothing in the use that it was prepared
+    /// for.
+    pub fn release(&self) {
+        self.is_released.set(true);
+        for prepared in self.prepared.borrow_mut().drain(..) {
+            if let Some(cleared) = self.space.cleared.get() {
+                cleared(prepared.segment.number(), prepared.segment.epoch());
+            }
+        }
     }
 
     /// Sets the log that this keeper works for.
@@ -345,7 +420,7 @@ impl Keeper {
 
     async fn fill_up(&self) {
         let wanted = self.space.settings.spare_segments.max(1);
-        while self.prepared() < wanted {
+        while self.prepared() < wanted && !self.is_released.get() {
             self.preparing.set(true);
             let outcome = self.prepare().await;
             self.preparing.set(false);
@@ -354,6 +429,7 @@ impl Keeper {
             match outcome {
                 Ok(prepared) => {
                     self.prepared.borrow_mut().push_back(prepared);
+                    self.space.prepared.fetch_add(1, Ordering::Relaxed);
                     *self.trouble.borrow_mut() = None;
                 }
                 Err(error) => {
@@ -378,6 +454,7 @@ impl Keeper {
         while let Some(number) = self.space.take_emptied() {
             match clear(&self.core, &self.space, number).await {
                 Ok(epoch) => {
+                    self.fill_holes(number).await;
                     if let Some(cleared) = self.space.cleared.get() {
                         cleared(number, epoch);
                     }
@@ -385,6 +462,14 @@ impl Keeper {
                 // It stays what it was; the next start finds it.
                 Err(error) => tracing::warn!(%error, "a segment cannot be used again"),
             }
+        }
+    }
+
+    /// Gives a segment back the room that was punched out of it. Without room it is found out when it is prepared.
+    async fn fill_holes(&self, number: u64) {
+        let path = Space::path(&self.space.settings.folder, number);
+        if let Ok(file) = self.core.open(&path, OpenMode::WriteBuffered).await {
+            let _ = self.core.allocate(&file, self.space.settings.segment_bytes, Allocation::Reserve).await;
         }
     }
 
@@ -442,6 +527,12 @@ impl Keeper {
                 .await
                 .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
+        } else {
+            // Where parts were punched out, and there was no room to fill them when it was cleared.
+            match self.core.allocate(&writing, settings.segment_bytes, Allocation::Reserve).await {
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(("cannot make room for", errno)),
+            }
         }
         let epoch = self.space.take_epoch();
         let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };

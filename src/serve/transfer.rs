@@ -253,8 +253,7 @@ async fn splice(connection: &Connection, piece: &Piece, more: bool) -> Result<u6
     let file = here.local.file(&piece.segment).await?;
     let mut pipe = here.take_pipe().map_err(unreadable)?;
     let length = piece.length.min(pipe.capacity());
-    let filled =
-        pipe.fill(here.local.core(), &file, piece.position, length).await.map_err(unreadable)?;
+    let filled = pipe.fill(here.local.core(), &file, piece.position, length).await.map_err(unreadable)?;
     if filled == 0 {
         return Err(unreadable(Errno::IO)); // the file ends before the bytes that were written to it
     }

@@ -238,7 +238,7 @@ impl Commits {
     }
 
     /// Has the caches forget a name: they would keep the object for ever.
-    fn forget(&self, object: &Object) {
+    pub(super) fn forget(&self, object: &Object) {
         let mut cached = object.cached();
         while cached != 0 {
             let core = cached.trailing_zeros() as usize;

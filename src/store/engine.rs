@@ -18,13 +18,13 @@ use pollster::block_on;
 
 use rustix::io::Errno;
 
+use super::catalog::service::opener;
+use super::catalog::{Books, Database, Dead, Read, SegmentUse, Write};
 use super::folder::Folder;
 use super::handle::Store;
 use super::local::LocalStore;
 use super::namespace::Namespace;
-use super::catalog::service::opener;
-use super::catalog::{Books, Database, Dead, Read, SegmentUse, Write};
-use super::reclaim::give_back;
+use super::reclaim::{give_back, look_after};
 use super::recover::{Recovered, recover};
 use super::shared::{Beginning, Message, Shared};
 use crate::config::{Config, Durability};
@@ -276,7 +276,8 @@ fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
 /// Opens the catalog, and says whether it is to be made anew from the segments. Until that is done it has another
 /// name: an attempt that is cut off is begun anew.
 fn open_catalog(folder: &Folder, notices: &mut Vec<String>) -> Result<(Database, bool)> {
-    let has_segments = std::fs::read_dir(&folder.segments).is_ok_and(|mut segments| segments.next().is_some());
+    let has_segments =
+        std::fs::read_dir(&folder.segments).is_ok_and(|mut segments| segments.next().is_some());
     let is_rebuilt = has_segments && !folder.catalog.exists();
     if !is_rebuilt {
         return Ok((Database::open(&folder.catalog, folder.store)?, false));
@@ -422,6 +423,7 @@ impl CoreThread {
         let listening = core.spawn(local.clone().listen(orders.messages));
         if let Some(dead) = orders.dead {
             local.spawn(give_back(local.clone(), dead));
+            local.spawn(look_after(local.clone(), self.config.retention.clone()));
         }
         let service = core.spawn((self.service)(local.clone()));
         self.has_begun.store(true, Ordering::SeqCst);

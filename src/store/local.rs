@@ -189,6 +189,13 @@ impl LocalStore {
             false => None,
         };
         self.wait_for_catalog().await;
+        // A body that is told to be long gets its room before any of it is taken.
+        let promise = match metadata.declared_length {
+            Some(length) if length > self.log.payload_length_max() as u64 => {
+                Some(self.space().promise(&self.core, length)?)
+            }
+            _ => None,
+        };
         self.log.room(context, document.len(), true).await?;
         let generation = self.shared.take_generation();
         let timestamp = microseconds(self.core.wall_clock());
@@ -214,7 +221,7 @@ impl LocalStore {
                 self.metrics.objects_live.increment();
                 self.announce_name(live.object.name(), awaited);
                 self.complete_later(live.object.name());
-                Ok(Writer::new(self.clone(), live, appended.sequence))
+                Ok(Writer::new(self.clone(), live, appended.sequence, promise))
             }
             // There was room before `begin`, and nothing has waited since.
             Ok(None) => unreachable!("the room that was waited for is gone"),
@@ -351,6 +358,38 @@ impl LocalStore {
         self.keeper.folder()
     }
 
+    /// The length of a segment in bytes.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.keeper.segment_bytes()
+    }
+
+    /// The room for segments.
+    pub(super) fn space(&self) -> &Arc<Space> {
+        self.keeper.space()
+    }
+
+    /// Whether there is room for fewer segments than these.
+    pub(super) fn is_room_short(&self, segments: u64) -> bool {
+        self.space().room_bytes(&self.core) < segments.saturating_mul(self.segment_bytes())
+    }
+
+    /// Tries once more to make segments, where there was no room: some may have come back.
+    pub(super) fn look_for_room(&self) {
+        if self.keeper.trouble().is_some() {
+            self.keeper.try_again();
+        }
+    }
+
+    /// Tells the catalog what has become durable since it was told last.
+    pub(super) fn cut_batch(&self) {
+        self.commits.cut(false);
+    }
+
+    /// Has the caches forget what an object of this name was.
+    pub(super) fn forget_cached(&self, object: &Object) {
+        self.commits.forget(object);
+    }
+
     /// A segment's file, open for reading through the page cache.
     ///
     /// # Errors
@@ -381,6 +420,27 @@ impl LocalStore {
     /// What the catalog's disk says; [`Kind::Closed`].
     pub async fn buckets(&self, _context: &Context) -> Result<Vec<String>> {
         self.shared.ask(Read::Buckets).await
+    }
+
+    /// Deletes one generation of a name, if it is there and sealed; answers whether it was. When this returns the
+    /// deletion is durable.
+    ///
+    /// # Errors
+    /// As [`LocalStore::delete`].
+    pub(super) async fn delete_sealed(&self, name: &Name, generation: u64) -> Result<bool> {
+        let pin = self.complete(name).await?;
+        let removed = self.shared.namespace().remove_sealed(name, generation);
+        drop(pin);
+        let Some(object) = removed else { return Ok(false) };
+        self.metrics.objects_deleted.increment();
+        self.delete_objects(vec![object]).await?;
+        Ok(true)
+    }
+
+    /// One generation of a name, if the catalog has it.
+    pub(super) async fn find_generation(&self, name: &Name, generation: u64) -> Result<Option<Arc<Object>>> {
+        let stored = self.shared.ask(|answer| Read::Find(name.clone(), answer)).await?;
+        Ok(stored.into_iter().find(|object| object.generation() == generation))
     }
 
     /// Deletes all generations of a name. When this returns the deletion is durable; a writer of a generation that
@@ -454,6 +514,31 @@ impl LocalStore {
     /// until it is durable.
     pub(super) async fn log_tombstone(&self, generation: u64, from: u64) -> Result<()> {
         self.log_record(RecordKind::Delete, generation, || Note::Tombstone { generation, from }).await
+    }
+
+    /// Logs a record once more, and waits until it is durable.
+    pub(super) async fn log_copy(
+        &self,
+        header: RecordHeader,
+        payload: &[u8],
+        note: impl Fn() -> Note,
+    ) -> Result<()> {
+        let context = Context::background();
+        loop {
+            self.log.room(&context, payload.len(), true).await?;
+            let appended = self.log.append(
+                payload.len(),
+                true,
+                |space| {
+                    space.copy_from_slice(payload);
+                    Ok::<_, Error>(payload.len())
+                },
+                |_| (header, note()),
+            )?;
+            if let Some(appended) = appended {
+                return self.log.acknowledged(&context, appended.sequence).await;
+            }
+        }
     }
 
     async fn log_record(&self, kind: RecordKind, generation: u64, note: impl Fn() -> Note) -> Result<()> {
@@ -569,6 +654,7 @@ impl LocalStore {
         let outcome = self.flush().await;
         self.log.close();
         self.commits.cut(true);
+        self.keeper.release();
         outcome
     }
 }

@@ -77,12 +77,7 @@ pub struct Object {
 
 impl Object {
     /// A new generation, live and empty.
-    pub fn new(
-        name: Name,
-        generation: u64,
-        metadata: Metadata,
-        created_microseconds: u64,
-    ) -> Arc<Object> {
+    pub fn new(name: Name, generation: u64, metadata: Metadata, created_microseconds: u64) -> Arc<Object> {
         let extents = Extents::beginning_at(0);
         Arc::new(Object {
             name,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::catalog::{Batch, Change, CreateDocument, Database, SegmentUse, Step};
 use super::name::Name;
 use crate::error::Result;
-use crate::log::format::RecordKind;
+use crate::log::format::{RecordHeader, RecordKind};
 use crate::log::{Continuation, Known, RecoveredRecord, Space, SurveyedSegment, survey};
 use crate::runtime::Core;
 
@@ -148,7 +148,7 @@ impl Reading {
                     *last = header.timestamp.max(*last);
                 }
             }
-            match change(&record) {
+            match change(&header, record.position, &record.document) {
                 Ok(change) => changes.push(change),
                 Err(message) => self.damage.push(format!("generation {generation}: {message}")),
             }
@@ -167,15 +167,18 @@ impl Reading {
 }
 
 /// What the catalog is to be told of a record.
-pub(super) fn change(record: &RecoveredRecord) -> std::result::Result<Change, String> {
-    let header = record.header;
+pub(super) fn change(
+    header: &RecordHeader,
+    position: u64,
+    payload: &[u8],
+) -> std::result::Result<Change, String> {
     let (generation, at_microseconds) = (header.generation, header.timestamp);
     Ok(match header.kind {
         RecordKind::Create => {
-            let document: CreateDocument = serde_json::from_slice(&record.document)
+            let document: CreateDocument = serde_json::from_slice(payload)
                 .map_err(|error| format!("its metadata cannot be read: {error}"))?;
             let name = Name::parse(&document.name).map_err(|error| format!("it has no name: {error}"))?;
-            let document = record.document.clone().into_boxed_slice();
+            let document = payload.into();
             Change::Create { generation, name, document, at_microseconds }
         }
         RecordKind::Append | RecordKind::Frame => Change::Data {
@@ -183,7 +186,7 @@ pub(super) fn change(record: &RecoveredRecord) -> std::result::Result<Change, St
             offset: header.offset,
             length: header.length,
             continued: header.continued,
-            position: record.position,
+            position,
         },
         RecordKind::Seal => Change::Seal { generation, length: header.offset, at_microseconds },
         RecordKind::Interrupt => Change::Interrupt { generation, at_microseconds },

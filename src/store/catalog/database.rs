@@ -13,7 +13,8 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBac
 use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::failure::{CURE, Result, failure};
 use super::tables::{
-    BUCKETS, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, Tables,
+    BUCKETS, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES,
+    Tables,
 };
 use super::work::{Work, state_of};
 use crate::error::{Error, Kind};
@@ -140,10 +141,8 @@ impl Database {
     /// # Errors
     /// As [`Database::open`].
     pub fn open_on(backend: impl StorageBackend, store: u64) -> Result<Database> {
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)
-            .map_err(failure)?;
+        let database =
+            Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(failure)?;
         Database::check(database, store)
     }
 
@@ -156,7 +155,9 @@ impl Database {
             if version != VERSION {
                 return Err(Error::new(
                     Kind::Damaged,
-                    format!("the catalog is of version {version}, and this program has version {VERSION}: {CURE}"),
+                    format!(
+                        "the catalog is of version {version}, and this program has version {VERSION}: {CURE}"
+                    ),
                 ));
             }
             match known {
@@ -271,7 +272,8 @@ impl Database {
             coverage.logs.insert(log.value(), value.value());
         }
         let meta = transaction.open_table(META).map_err(failure)?;
-        coverage.generation_max = meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value());
+        coverage.generation_max =
+            meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value());
         Ok(coverage)
     }
 
@@ -315,7 +317,10 @@ pub struct View {
 
 type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
 
-fn stored(generation: u64, (state, length, begun, modified, _, _, document): ObjectValue<'_>) -> StoredObject {
+fn stored(
+    generation: u64,
+    (state, length, begun, modified, _, _, document): ObjectValue<'_>,
+) -> StoredObject {
     StoredObject {
         generation,
         state: state_of(state),
@@ -371,13 +376,23 @@ impl View {
     /// What the disk says.
     pub fn next_bucket(&self, from: &str) -> Result<Option<String>> {
         let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
-        let row = objects
-            .range((from, &[][..], 0)..)
-            .map_err(failure)?
-            .next()
-            .transpose()
-            .map_err(failure)?;
+        let row =
+            objects.range((from, &[][..], 0)..).map_err(failure)?.next().transpose().map_err(failure)?;
         Ok(row.map(|(key, _)| key.value().0.to_owned()))
+    }
+
+    /// The segments with the creation of an object and with its seal; 0 stands for no seal.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn segments_of(&self, generation: u64) -> Result<Option<(u64, u64)>> {
+        let Some((bucket, key)) = self.name(generation)? else { return Ok(None) };
+        let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
+        let row = objects.get((bucket.as_str(), key.as_bytes(), generation)).map_err(failure)?;
+        Ok(row.map(|row| {
+            let (_, _, _, _, create_segment, seal_segment, _) = row.value();
+            (create_segment, seal_segment)
+        }))
     }
 
     /// Names of these generations that have others too.

@@ -518,8 +518,7 @@ fn of_stored(key: &str, stored: &StoredObject) -> Listed {
 
 /// What is served of these generations, without some.
 fn served(stored: Vec<StoredObject>, but: &[u64]) -> Option<StoredObject> {
-    let mut stored: Vec<_> =
-        stored.into_iter().filter(|object| !but.contains(&object.generation)).collect();
+    let mut stored: Vec<_> = stored.into_iter().filter(|object| !but.contains(&object.generation)).collect();
     let newest = stored.iter().rposition(|object| object.state != State::Interrupted);
     match newest {
         Some(place) => Some(stored.swap_remove(place)),

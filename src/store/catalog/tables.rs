@@ -95,7 +95,9 @@ const FREE: u8 = 2;
 const PINNED: u8 = 4;
 
 impl SegmentRow {
-    pub fn from_value((epoch, flags, live_records, live_bytes, tombstones): (u64, u8, u64, u64, u64)) -> Self {
+    pub fn from_value(
+        (epoch, flags, live_records, live_bytes, tombstones): (u64, u8, u64, u64, u64),
+    ) -> Self {
         SegmentRow {
             epoch,
             is_full: flags & FULL != 0,

@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 
 use redb::ReadableTable;
 
-use super::database::Outcome;
 use super::changes::{Batch, Change, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
+use super::database::Outcome;
 use super::failure::{Result, failure};
 use super::tables::{SegmentRow, Tables};
 use crate::store::name::Name;
@@ -132,7 +132,9 @@ impl<'t> Work<'t> {
         }
         for extent in self.dead {
             // What has become empty is used again as a whole.
-            let Some(row) = self.segments.get(&extent.segment).filter(|row| !row.is_empty()) else { continue };
+            let Some(row) = self.segments.get(&extent.segment).filter(|row| !row.is_empty()) else {
+                continue;
+            };
             outcome.dead.push(DeadRange {
                 segment: SegmentUse { number: extent.segment, epoch: row.epoch },
                 position: extent.position,
@@ -143,7 +145,8 @@ impl<'t> Work<'t> {
     }
 
     fn raise_generation_max(&mut self, generation: u64) -> Result<()> {
-        let former = self.tables.meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value());
+        let former =
+            self.tables.meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value());
         if generation > former {
             self.tables.meta.insert("generation_max", generation).map_err(failure)?;
         }
@@ -194,8 +197,12 @@ impl<'t> Work<'t> {
 
     fn remove_tombstone(&mut self, create_segment: u64, generation: u64, place: u64) -> Result<()> {
         self.tables.tombstones.remove((create_segment, generation)).map_err(failure)?;
-        let removed =
-            self.tables.tombstone_places.remove((place, create_segment, generation)).map_err(failure)?.is_some();
+        let removed = self
+            .tables
+            .tombstone_places
+            .remove((place, create_segment, generation))
+            .map_err(failure)?
+            .is_some();
         if removed && place != create_segment {
             self.segment(place)?.tombstones -= 1;
         }
@@ -649,7 +656,9 @@ impl<'t> Work<'t> {
             .transpose()
             .map_err(failure)?
             .map_or(start, |(key, _)| key.value().1);
-        for row in self.tables.extents.range((generation, before)..=(generation, u64::MAX)).map_err(failure)? {
+        for row in
+            self.tables.extents.range((generation, before)..=(generation, u64::MAX)).map_err(failure)?
+        {
             let (_, value) = row.map_err(failure)?;
             let mut extents = value.value().chunks_exact(EXTENT_LENGTH).map(StoredExtent::decode);
             if !extents.all(|extent| walk.goes_on(&extent)) {
