@@ -220,12 +220,21 @@ impl Outcome {
 struct Names {
     bucket: String,
     served: BTreeMap<String, Vec<Served>>,
+    /// What lies below that: what was superseded, and failed replacements.
+    below: BTreeMap<String, Vec<Served>>,
     generations: Vec<u64>,
+    deletions_are_whole: bool,
 }
 
 impl Names {
     fn new(bucket: String) -> Names {
-        Names { bucket, served: BTreeMap::new(), generations: Vec::new() }
+        Names {
+            bucket,
+            served: BTreeMap::new(),
+            below: BTreeMap::new(),
+            generations: Vec::new(),
+            deletions_are_whole: false,
+        }
     }
 
     fn possible(&self, path: &str) -> Vec<Served> {
@@ -239,6 +248,9 @@ impl Names {
     fn uploaded(&mut self, path: &str, upload: &Upload, outcome: Outcome) {
         let content = upload.content;
         let sealed = |etag| Served::Sealed { content, etag };
+        let mut below = self.possible(path);
+        below.push(Served::Interrupted { content, least: 0, most: upload.sent });
+        self.below.entry(path.to_owned()).or_default().extend(below);
         let possible = match outcome {
             Outcome::Created { etag, generation } => {
                 self.generations.push(generation);
@@ -269,7 +281,11 @@ impl Names {
 
     /// Deletes a name. False: the server is gone.
     fn delete(&mut self, path: &str, load: &Load, connection: &mut Option<Connection>) -> bool {
-        let former = self.possible(path);
+        let mut former = self.possible(path);
+        if !self.deletions_are_whole {
+            // A deletion that is not answered may have happened to some generations of a name and not to others.
+            former.extend(self.below.get(path).into_iter().flatten().cloned());
+        }
         let asked_for = [&former[..], &[Served::Nothing]].concat();
         self.set(path, asked_for);
         let request = format!("DELETE {path} HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -277,11 +293,14 @@ impl Names {
             return false;
         };
         if response.head.status == 404 {
+            // Where a deletion was refused before, a restart may bring back what is not there now.
             let says_why = former.contains(&Served::Nothing);
             assert!(says_why, "{path} is not there to be deleted, and should be {former:?}");
-            self.set(path, vec![Served::Nothing]);
         } else if load.is_done(path, &response, 204) {
             self.set(path, vec![Served::Nothing]);
+            self.below.remove(path);
+        } else {
+            assert!(load.may_fail(), "a full disk can be emptied, but {path} could not be deleted");
         }
         true
     }
@@ -453,14 +472,21 @@ impl ObjectClient {
         let content = Content { seed: random.below(1 << 40), length: 1 + random.below(60_000) as usize };
         let sent = random.below(content.length as u64);
         let Some(mut connection) = load.connect() else { return false };
-        let framing = match random.one_in(2) {
-            true => format!("Content-Length: {}\r\n\r\n", content.length),
-            false => format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", content.length),
+        let (framing, begin) = match random.one_in(2) {
+            true => (format!("Content-Length: {}", content.length), String::new()),
+            false => ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n", content.length)),
         };
-        let head = format!("PUT {path} HTTP/1.1\r\nHost: h\r\n{framing}");
         let upload = Upload { content, sent, is_complete: false, given: 0, was_seen_whole: false };
-        let request = [head.as_bytes(), &content.bytes()[..sent as usize]].concat();
-        let was_sent = connection.try_send(request);
+        // From here on it may be there.
+        self.names.uploaded(path, &upload, Outcome::Unknown);
+        let head = format!("PUT {path} HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n{framing}\r\n\r\n");
+        match begin_upload(path, load, &mut connection, &head) {
+            Some(true) => {}
+            Some(false) => return true,
+            None => return false,
+        }
+        let bytes = &content.bytes()[..sent as usize];
+        let was_sent = connection.try_send([begin.as_bytes(), bytes].concat());
         if was_sent && random.one_in(2) {
             // That way the server takes everything before it learns of the end.
             connection.finish_sending();
@@ -471,8 +497,24 @@ impl ObjectClient {
         } else {
             connection.reset();
         }
-        self.names.uploaded(path, &upload, Outcome::Unknown);
         was_sent && await_its_end(path, load)
+    }
+}
+
+/// Sends the head of an upload and waits until it is taken. False: it was refused. None: the server is gone.
+fn begin_upload(path: &str, load: &Load, connection: &mut Connection, head: &str) -> Option<bool> {
+    let was_sent = connection.try_send(head);
+    match connection.try_head() {
+        Ok(head) if head.status == 100 => Some(was_sent),
+        Ok(head) => {
+            let refusal = Response { head, body: Vec::new(), end: End::Clean };
+            assert!(!load.is_done(path, &refusal, 100));
+            Some(false)
+        }
+        Err(end) => {
+            load.is_gone(path, end);
+            None
+        }
     }
 }
 
@@ -534,20 +576,12 @@ impl StreamClient {
         let mut upload = Upload { content, sent: 0, is_complete: false, given: 0, was_seen_whole: false };
         // From here on it may be there.
         self.names.uploaded(path, &upload, Outcome::Unknown);
-        let head = "Host: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n";
-        let begun = connection.try_send(format!("PUT {path} HTTP/1.1\r\n{head}\r\n"));
-        let head = match connection.try_head() {
-            Ok(head) if begun => head,
-            Ok(_) => return true,
-            Err(end) => {
-                load.is_gone(path, end);
-                return false;
-            }
-        };
-        if head.status != 100 {
-            let refusal = Response { head, body: Vec::new(), end: End::Clean };
-            assert!(!load.is_done(path, &refusal, 100));
-            return true;
+        let framing = "Expect: 100-continue\r\nTransfer-Encoding: chunked";
+        let head = format!("PUT {path} HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n");
+        match begin_upload(path, load, &mut connection, &head) {
+            Some(true) => {}
+            Some(false) => return true,
+            None => return false,
         }
         let (given, was_seen_whole, is_complete) =
             (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
@@ -688,6 +722,14 @@ impl Crowd {
             streams: streams.collect(),
             random: Random::new(seed),
             newest_generation: 0,
+        }
+    }
+
+    /// From now on a deletion that is not answered must have happened as a whole or not at all.
+    pub fn expect_whole_deletions(&mut self) {
+        let objects = self.objects.iter_mut().map(|client| &mut client.names);
+        for names in objects.chain(self.streams.iter_mut().map(|client| &mut client.names)) {
+            names.deletions_are_whole = true;
         }
     }
 

@@ -1,0 +1,221 @@
+//! The disk is full, really: uploads are refused, everything else goes on, and what clients were told holds, also
+//! through kills and starts while it is full.
+//!
+//! `start_failures.rs` has the disk that is full before the first start, and the smallest one that the defaults work
+//! on.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use common::{
+    Crowd, Disk, End, FileSystem, Random, Response, Server, assert_same, content, eventually, rounds, seed,
+};
+
+/// Objects that are there to fill the disk.
+struct Filling {
+    there: Vec<u64>,
+    next: u64,
+    length: usize,
+}
+
+impl Filling {
+    fn new(length: usize) -> Filling {
+        Filling { there: Vec::new(), next: 0, length }
+    }
+
+    fn path(number: u64) -> String {
+        format!("/filling/{number}")
+    }
+
+    /// Puts one object if there is room.
+    fn put(&mut self, server: &Server) -> bool {
+        let (number, path) = (self.next, Filling::path(self.next));
+        self.next += 1;
+        let response = server.try_put(&path, &content(number, self.length), &[]);
+        match response.head.status {
+            201 => self.there.push(number),
+            _ => assert_full(&response),
+        }
+        response.head.status == 201
+    }
+
+    /// Puts objects until no core has room.
+    fn fill(&mut self, server: &Server) {
+        let mut refused = 0;
+        while refused < 4 {
+            refused = if self.put(server) { 0 } else { refused + 1 };
+        }
+    }
+
+    /// Deletes some of them: the first of so many.
+    #[track_caller]
+    fn delete(&mut self, server: &Server, count: usize) {
+        for number in self.there.drain(..count.min(self.there.len())) {
+            let response = server.request("DELETE", &Filling::path(number), &[]);
+            assert_eq!(response.head.status, 204, "a full disk can be emptied: {response:?}");
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, server: &Server) {
+        for &number in &self.there {
+            server.assert_sealed(&Filling::path(number), &content(number, self.length));
+        }
+    }
+
+    /// Deletes all of them and what refused ones have left; nothing of them is there any more.
+    #[track_caller]
+    fn delete_all(&mut self, server: &Server) {
+        self.there.clear();
+        loop {
+            let listing = server.get("/filling/").json();
+            let objects = listing["objects"].as_array().unwrap();
+            if objects.is_empty() {
+                return;
+            }
+            for object in objects {
+                let path = format!("/filling/{}", object["key"].as_str().unwrap());
+                let response = server.request("DELETE", &path, &[]);
+                assert_eq!(response.head.status, 204, "a full disk can be emptied: {response:?}");
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn assert_full(response: &Response) {
+    assert_eq!(response.head.status, 507, "{response:?}");
+    assert_eq!(response.head.get("content-type"), Some("application/problem+json"), "{response:?}");
+    let problem = response.json();
+    assert_eq!(problem["status"], 507, "{problem}");
+    assert_eq!(problem["actor"], "operator", "{problem}");
+}
+
+#[test]
+fn what_was_acknowledged_or_read_survives_a_full_disk_on_ext4() {
+    fill_again_and_again(FileSystem::Ext4, 96 << 20, 1 << 20, rounds(5));
+}
+
+#[test]
+fn what_was_acknowledged_or_read_survives_a_full_disk_on_xfs() {
+    fill_again_and_again(FileSystem::Xfs, 320 << 20, 4 << 20, rounds(3));
+}
+
+fn fill_again_and_again(file_system: FileSystem, disk_bytes: u64, filling_length: usize, rounds: u64) {
+    let Some(disk) = Disk::new(file_system, disk_bytes) else { return };
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let mut crowd = Crowd::new(seed);
+    let mut server = Server::start_small_at(&disk.path().join("data"), &[], &[]);
+    let mut filling = Filling::new(filling_length);
+    let (mut answered, mut given, mut refused) = (0, 0, 0);
+    for round in 0..rounds {
+        let is_killed = random.below(2) == 0;
+        crowd.load(server.data_address(), true, |load| {
+            load.await_more(random.below(100), 0);
+            filling.fill(&server);
+            // While it is full: gets, deletions and refusals, and now and then an object that finds room.
+            let seen = load.refused();
+            eventually("clients are refused", || load.refused() >= seen + 20);
+            load.await_more(random.below(40), 0);
+            if is_killed {
+                load.ending();
+                server.kill();
+            } else {
+                // Room comes back without a start.
+                let count = filling.there.len() / 2;
+                filling.delete(&server, count);
+                eventually("there is room again", || filling.put(&server));
+                load.await_more(40, 1 << 20);
+                load.stop();
+            }
+            (answered, given) = (answered + load.answered(), given + load.given());
+            refused += load.refused();
+        });
+        if is_killed {
+            server.restart();
+            server.assert_undamaged();
+        }
+        let found = crowd.check(&server);
+        filling.check(&server);
+        if random.below(2) == 0 {
+            if !is_killed {
+                filling.fill(&server);
+            }
+            assert!(server.terminate().success());
+            server.restart();
+            crowd.check(&server);
+            filling.check(&server);
+        }
+        assert_eq!(server.admin_status("/livez"), 200);
+        assert_eq!(server.admin_status("/readyz"), 200, "a full disk can be read and emptied");
+        filling.delete_all(&server);
+        eventually("there is room again", || filling.put(&server));
+        crowd.check(&server);
+        eprintln!("{file_system:?}, round {round}: killed {is_killed}, {found:?}");
+    }
+    eprintln!(
+        "{file_system:?}: full {rounds} times, {answered} requests done, {refused} refused, {given} bytes followed"
+    );
+}
+
+#[test]
+fn followers_have_what_is_committed_and_get_no_clean_end_when_the_disk_fills_up() {
+    let Some(disk) = Disk::new(FileSystem::Ext4, 96 << 20) else { return };
+    let mut server = Server::start_small_at(&disk.path().join("data"), &[], &[]);
+    let mut filling = Filling::new(1 << 20);
+    let bytes = content(1, 96 << 20);
+    let mut put = server.begin_put("/live/stream", None, &[]);
+    let mut followers = [server.follow("/live/stream"), server.follow("/live/stream")];
+    put.send(&bytes[..100_000]);
+    followers.iter_mut().for_each(|follower| follower.expect(&bytes[..100_000]));
+    filling.fill(&server);
+    // Whatever still finds room.
+    std::thread::scope(|scope| {
+        let following: Vec<_> =
+            followers.iter_mut().map(|follower| scope.spawn(|| follower.rest())).collect();
+        let _ = bytes[100_000..].chunks(50_000).all(|piece| put.try_send(piece));
+        assert_full(&put.response());
+        for rest in following {
+            let (rest, end) = rest.join().unwrap();
+            assert_ne!(end, End::Clean, "a clean end after {} bytes", rest.len());
+            assert_same("a follower", &rest, &bytes[100_000..][..rest.len()]);
+        }
+    });
+    let given = followers.iter().map(|follower| follower.received()).max().unwrap();
+    for _ in 0..2 {
+        let response = server.get("/live/stream");
+        assert_eq!(response.head.get("tailwater-state"), Some("interrupted"), "{response:?}");
+        assert!(
+            response.body.len() as u64 >= given,
+            "{} bytes where {given} were given",
+            response.body.len()
+        );
+        assert_same("what is kept", &response.body, &bytes[..response.body.len()]);
+        filling.check(&server);
+        server.kill();
+        server.restart();
+    }
+    assert_eq!(server.request("DELETE", "/live/stream", &[]).head.status, 204);
+    filling.delete_all(&server);
+    eventually("there is room again", || server.try_put("/live/stream", b"hello", &[]).head.status == 201);
+    server.assert_sealed("/live/stream", b"hello");
+}
+
+#[test]
+fn a_full_disk_refuses_an_upload_before_its_body_is_taken() {
+    let Some(disk) = Disk::new(FileSystem::Ext4, 96 << 20) else { return };
+    let server = Server::start_small_at(&disk.path().join("data"), &[], &[]);
+    let mut filling = Filling::new(1 << 20);
+    filling.fill(&server);
+    // The smaller ones fill what the larger ones have left.
+    filling.length = 10_000;
+    filling.fill(&server);
+    for _ in 0..4 {
+        let mut connection = server.connect();
+        connection.request("PUT", "/b/k", &[("Content-Length", "1000000"), ("Expect", "100-continue")]);
+        assert_full(&connection.response("PUT"));
+    }
+    assert_eq!(server.head("/b/k").status, 404);
+}
