@@ -70,13 +70,13 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
     let settings = space.settings();
     let mut recovery = Recovery::default();
     let mut scans = Vec::new();
-    for number in list(space)? {
+    for number in list(core, space)? {
         let path = Space::path(&settings.folder, number);
         let failed = |what: &str, errno: Errno| Error::device(format!("{what} {}", path.display()), errno);
         let file = open_for_reading(core, &path).await.map_err(|errno| failed("cannot open", errno))?;
         // Wait for the last writes of a killed process, then make durable what is going to be believed.
         lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
-        let _ = rustix::fs::flock(&*file, rustix::fs::FlockOperation::Unlock);
+        let _ = core.unlock(&file);
         core.sync(&file).await.map_err(|errno| failed("cannot sync", errno))?;
         let scan = scan(core, settings.store, number, file).await.map_err(|error| match error {
             ScanError::Read(errno) => failed("cannot read", errno),
@@ -157,14 +157,13 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
     Ok(recovery)
 }
 
-fn list(space: &Space) -> Result<Vec<u64>> {
+fn list(core: &Core, space: &Space) -> Result<Vec<u64>> {
     let folder = &space.settings().folder;
-    let failed = |error: std::io::Error| {
-        Error::new(Kind::DataFolder, format!("cannot list the segments in {}: {error}", folder.display()))
+    let failed = |errno: Errno| {
+        Error::new(Kind::DataFolder, format!("cannot list the segments in {}: {errno}", folder.display()))
     };
     let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
+    for name in core.list(folder).map_err(failed)? {
         let number = name.to_str().and_then(|name| name.strip_suffix(".segment")?.parse().ok());
         match number {
             Some(number) => numbers.push(number),

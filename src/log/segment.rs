@@ -412,10 +412,8 @@ impl Keeper {
         // Held until the last write of this process is done, even if the process is killed: the next one waits.
         lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
         // A file that a failed attempt left may be too short.
-        let is_whole = |file: &Descriptor| {
-            rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size as u64 == settings.segment_bytes)
-        };
-        if fresh || !is_whole(&writing) {
+        let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
+        if fresh || !is_whole {
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
                 .core
@@ -451,9 +449,7 @@ impl Keeper {
         match self.core.allocate(file, length, Allocation::Reserve).await {
             Ok(()) => {}
             // The file system cannot reserve: that there is room shows when blocks are written.
-            Err(Errno::OPNOTSUPP) => {
-                rustix::fs::ftruncate(&**file, length)?;
-            }
+            Err(Errno::OPNOTSUPP) => self.core.set_length(file, length)?,
             Err(errno) => return Err(errno),
         }
         let zeroes = self.zeroes()?;
@@ -486,7 +482,7 @@ pub(super) async fn open_for_reading(
     path: &Path,
 ) -> std::result::Result<Arc<Descriptor>, Errno> {
     let file = core.open(path, OpenMode::Read).await?;
-    rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::Random)?;
+    core.read_nothing_ahead(&file)?;
     Ok(file)
 }
 
@@ -494,7 +490,7 @@ pub(super) async fn open_for_reading(
 /// with it the lock, until the last write of a killed process is done.
 pub(super) async fn lock(core: &Rc<Core>, file: &Descriptor) -> std::result::Result<(), Errno> {
     for _ in 0..100 {
-        match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        match core.lock(file) {
             Err(Errno::WOULDBLOCK) => core.sleep(Duration::from_millis(10)).await,
             other => return other,
         }

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rustix::io::Errno;
 
@@ -15,7 +15,7 @@ use super::*;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::CoreMetrics;
-use crate::ring::{Arena, Completion, Descriptor, Kernel, Operation, Ring, Uring, Wait};
+use crate::ring::{Arena, Completion, Descriptor, Files, Kernel, Operation, Ring, Uring, Wait};
 use crate::runtime::{Core, Mailbox, Task};
 
 const SEGMENT_BYTES: u64 = 2 << 20;
@@ -95,6 +95,14 @@ impl Kernel for Faulty {
 
     fn now(&self) -> Instant {
         self.inner.now()
+    }
+
+    fn wall_clock(&self) -> SystemTime {
+        self.inner.wall_clock()
+    }
+
+    fn files(&self) -> &(dyn Files + 'static) {
+        self.inner.files()
     }
 
     fn address(&self) -> i32 {

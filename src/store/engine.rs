@@ -157,7 +157,8 @@ impl Engine {
         // behind an epoch that it makes durable before its first block.
         let next_generation =
             (found.generation_max + 1).max(space.next_epoch() << GENERATIONS_PER_EPOCH_BITS);
-        let (shared, receivers) = Shared::new(config.cores, namespace, next_generation, folder.may_splice);
+        let (shared, receivers) =
+            Shared::new(config.cores, namespace, next_generation, folder.may_splice, Instant::now());
         for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
             let orders = Orders { shared: shared.clone(), messages, continuation };
@@ -300,7 +301,7 @@ impl CoreThread {
 
     async fn live(&mut self, core: &Rc<Core>) -> Result<()> {
         if let Some(recovered) = self.recovered.take() {
-            let began = Instant::now();
+            let began = core.precise_now();
             let recovery = recover(core, &self.space).await?;
             let found = Found {
                 records: recovery.records,
@@ -308,7 +309,7 @@ impl CoreThread {
                 generation_max: recovery.generation_max,
                 damage: recovery.damage,
                 scanned_bytes: recovery.scanned_bytes,
-                elapsed: began.elapsed(),
+                elapsed: core.precise_now() - began,
             };
             let _ = recovered.send(found);
         }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::extents::{Extent, Tail};
 use super::listing::ListingQuery;
@@ -50,12 +50,13 @@ pub(super) enum Message {
 }
 
 impl Shared {
-    /// What cores share, and for each core its messages.
+    /// What cores share, and for each core its messages. `started` is the time by the cores' clock.
     pub(super) fn new(
         cores: usize,
         namespace: Namespace,
         next_generation: u64,
         may_splice: bool,
+        started: Instant,
     ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
         let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
         let shared = Shared {
@@ -63,7 +64,7 @@ impl Shared {
             next_generation: AtomicU64::new(next_generation),
             peers,
             stopping: AtomicBool::new(false),
-            started: Instant::now(),
+            started,
             may_splice,
         };
         (Arc::new(shared), receivers)
@@ -79,9 +80,9 @@ impl Shared {
         self.peers.len()
     }
 
-    /// How long ago the store was started.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+    /// How long after the start of the store this was.
+    pub(super) fn since_start(&self, time: Instant) -> Duration {
+        time.saturating_duration_since(self.started)
     }
 
     /// Whether bytes may go from the segment files to sockets as pages of the page cache.
@@ -179,7 +180,7 @@ impl Live {
 
 /// Makes what has become durable known: on this core at once, on others by one message each.
 pub(super) struct Commits {
-    core: usize,
+    core: Rc<Core>,
     shared: Arc<Shared>,
     metrics: Rc<CoreMetrics>,
     grown: Rc<Registry<u64>>,
@@ -207,9 +208,10 @@ impl Sink for Commits {
                 };
                 if live.add(extent, continued) {
                     object.commit(offset + u64::from(placement.length));
-                    object.mark_fresh(placement.appended.saturating_duration_since(self.shared.started));
+                    object.mark_fresh(self.shared.since_start(placement.appended));
                     self.metrics.appends.increment();
-                    self.metrics.append_to_acknowledged.record(placement.appended.elapsed());
+                    let took = self.core.precise_now().saturating_duration_since(placement.appended);
+                    self.metrics.append_to_acknowledged.record(took);
                 }
             }
             Note::End { live, state, at_microseconds } => {
@@ -256,7 +258,7 @@ impl Commits {
     /// interrupted all the same.
     fn end_without_log(&self, live: &Rc<Live>) {
         if live.object.state() == State::Live {
-            self.end(live, State::Interrupted, microseconds(SystemTime::now()));
+            self.end(live, State::Interrupted, microseconds(self.core.wall_clock()));
             self.block_done();
         }
     }
@@ -267,7 +269,7 @@ impl Commits {
         while interest != 0 {
             let core = interest.trailing_zeros() as usize;
             interest &= interest - 1;
-            if core == self.core {
+            if core == self.core.index() {
                 self.grown.wake(&object.generation());
             } else {
                 self.metrics.core_messages.increment();
@@ -303,7 +305,7 @@ impl LocalStore {
         metrics: Rc<CoreMetrics>,
     ) -> Rc<LocalStore> {
         let commits = Rc::new(Commits {
-            core: core.index(),
+            core: core.clone(),
             shared: shared.clone(),
             metrics: metrics.clone(),
             grown: Rc::default(),
@@ -396,7 +398,7 @@ impl LocalStore {
         }
         self.log.room(context, document.len(), true).await?;
         let generation = self.shared.next_generation.fetch_add(1, Ordering::Relaxed);
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.core.wall_clock());
         let object = Object::new(name, generation, metadata, self.core.index(), timestamp);
         let awaited = self.shared.namespace.begin(&object, only_if_absent)?;
         let live = Live::new(object);
@@ -519,7 +521,7 @@ impl LocalStore {
         let context = Context::background();
         loop {
             self.log.room(&context, 0, true).await?;
-            let timestamp = microseconds(SystemTime::now());
+            let timestamp = microseconds(self.core.wall_clock());
             let generation = object.generation();
             let appended = self.log.append(
                 0,
@@ -584,7 +586,7 @@ impl LocalStore {
 
     /// Puts the end of an object into the log. None: there is no room now.
     pub(super) fn append_end(&self, live: &Rc<Live>, state: State, length: u64) -> Result<Option<u64>> {
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.core.wall_clock());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();
         let appended = self.log.append(

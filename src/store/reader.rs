@@ -138,7 +138,8 @@ impl Reader {
     /// Notes that bytes that have just become durable are on their way to this follower.
     pub fn note_first_send(&self) {
         if let Some(appended) = self.object.take_fresh() {
-            let elapsed = self.local.shared().elapsed().saturating_sub(appended);
+            let elapsed =
+                self.local.shared().since_start(self.local.core().precise_now()).saturating_sub(appended);
             self.local.metrics().append_to_first_send.record(elapsed);
         }
     }

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::local::{Live, LocalStore, Note, record};
 use super::object::{Object, State, microseconds};
@@ -52,7 +51,7 @@ impl Writer {
     ) -> std::result::Result<Option<usize>, E> {
         self.check_not_deleted()?;
         self.check_length(self.offset.saturating_add(wanted as u64))?;
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.local.core().wall_clock());
         let (live, offset) = (&self.live, self.offset);
         let appended = self.local.log().append(wanted, false, fill, |length| {
             let header = record(RecordKind::Append, length, live.object.generation(), offset, timestamp);
@@ -84,7 +83,7 @@ impl Writer {
     /// appended then, unless the failure came after the bytes were in the log; then [`Writer::offset`] has grown,
     /// and whether they are durable is unknown.
     pub async fn append(&mut self, context: &Context, bytes: &[u8]) -> Result<()> {
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.local.core().wall_clock());
         self.append_whole(context, RecordKind::Append, timestamp, bytes).await?;
         self.acknowledged(context).await
     }
