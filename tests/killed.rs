@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Crowd, Random, Server, rounds, seed};
+use common::{Crowd, Random, Room, Server, rounds, seed};
 
 #[test]
 fn what_was_acknowledged_or_read_survives_kills_under_load() {
@@ -34,7 +34,7 @@ fn kill_again_and_again(mut crowd: Crowd, seed: u64, rounds: u64) {
         } else {
             (random.below(400), random.below(20 << 20))
         };
-        crowd.load(server.data_address(), false, |load| {
+        crowd.load(server.data_address(), Room::Enough, |load| {
             load.await_more(answers, bytes);
             load.ending();
             server.kill();

@@ -15,7 +15,7 @@
 
 mod common;
 
-use common::{Crowd, Disk, FileSystem, Random, Server, eventually, rounds, seed};
+use common::{Crowd, Disk, FileSystem, Random, Room, Server, eventually, rounds, seed};
 
 /// Sparse: it takes what is written to it.
 const DISK_BYTES: u64 = 512 << 20;
@@ -47,7 +47,7 @@ fn cut_again_and_again(file_system: FileSystem) {
             (random.below(400), random.below(20 << 20))
         };
         let lives_on = random.below(2) == 0;
-        crowd.load(server.data_address(), false, |load| {
+        crowd.load(server.data_address(), Room::Enough, |load| {
             load.await_more(answers, bytes);
             load.ending();
             switch.cut();

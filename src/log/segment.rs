@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::format::{ALIGNMENT, SEGMENT_HEADER_LENGTH, SegmentHeader};
+use crate::errno::policy;
 use crate::error::{Error, Kind, Result};
 use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Region};
 use crate::runtime::{Core, Sender, channel};
@@ -76,9 +77,9 @@ impl Segment {
         }
     }
 
-    /// Keeps the segment from ever being used again.
-    pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Relaxed);
+    /// Keeps the segment from ever being used again. False: it is kept already.
+    pub(super) fn retire(&self) -> bool {
+        !self.retired.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -381,18 +382,9 @@ impl Keeper {
             Ok(prepared) => Ok(prepared),
             Err((what, errno)) => {
                 let path = Space::path(&settings.folder, empty.number);
-                let is_for_now = matches!(
-                    errno,
-                    Errno::NOSPC
-                        | Errno::DQUOT
-                        | Errno::MFILE
-                        | Errno::NFILE
-                        | Errno::NOMEM
-                        | Errno::WOULDBLOCK
-                );
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
-                let list = if is_for_now { &self.space.free } else { &self.space.set_aside };
+                let list = if policy(errno).is_for_now() { &self.space.free } else { &self.space.set_aside };
                 list.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
                 Err(Error::device(format!("{what} segment {}", path.display()), errno))
             }

@@ -19,7 +19,7 @@ pub use disk::{Disk, FileSystem, Switch, is_root};
 pub use http::{Body, Connection, End, Head, Put, Response};
 pub use programs::{Program, tool};
 pub use server::Server;
-pub use workload::{Crowd, Load, Random, Tally, rounds, seed};
+pub use workload::{Crowd, Load, Random, Room, Tally, rounds, seed};
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,8 @@
 use rustix::io::Errno;
 
 use super::{
-    ALIGNMENT, Active, Arena, BlockHeader, Duration, Error, Kind, Log, Prepared, Region, Result, Sink,
+    ALIGNMENT, Active, Arena, BlockHeader, Duration, Error, Kind, Log, Prepared, Region, Result, Segment,
+    Sink,
 };
 
 impl<S: Sink> Log<S> {
@@ -16,7 +17,8 @@ impl<S: Sink> Log<S> {
         let mut state = self.state.borrow_mut();
         state.recovering = false;
         if let Err(error) = outcome {
-            tracing::error!(%error, "the log has failed: no segment can be written");
+            tracing::error!(%error, "the log has failed: no segment can be written, and the store is read-only");
+            self.metrics.logs_failed.set(1);
             state.failed = Some(error);
             let waiting = std::mem::take(&mut state.waiting_for_durable);
             let open = state.open.take().map(|open| open.notes);
@@ -43,10 +45,10 @@ impl<S: Sink> Log<S> {
             let (blocks, term, term_start) = {
                 let mut state = self.state.borrow_mut();
                 for flying in &state.in_flight {
-                    flying.segment.retire();
+                    self.retire(&flying.segment);
                 }
                 if let Some(former) = state.active.take() {
-                    former.segment.retire();
+                    self.retire(&former.segment);
                     self.leave(former.place);
                 }
                 state.term += 1;
@@ -79,7 +81,7 @@ impl<S: Sink> Log<S> {
                     self.core.write(&active.writing, active.place, active.position, copy, true).await;
                 if let Err(errno) = written {
                     tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
-                    active.segment.retire();
+                    self.retire(&active.segment);
                     self.leave(active.place);
                     failed = true;
                     break;
@@ -120,6 +122,13 @@ impl<S: Sink> Log<S> {
         }
         state.active = Some(active);
         Ok(())
+    }
+
+    fn retire(&self, segment: &Segment) {
+        if segment.retire() {
+            tracing::error!(segment = segment.number(), "the segment is retired");
+            self.metrics.segments_retired.increment();
+        }
     }
 
     async fn wait_for_segment(&self) -> Result<Prepared> {
