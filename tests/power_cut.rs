@@ -15,7 +15,7 @@
 
 mod common;
 
-use common::{Crowd, Disk, FileSystem, Random, Room, Server, eventually, rounds, seed};
+use common::{Crowd, Disk, FileSystem, Random, Room, Server, rounds, seed};
 
 /// Sparse: it takes what is written to it.
 const DISK_BYTES: u64 = 512 << 20;
@@ -53,7 +53,7 @@ fn cut_again_and_again(file_system: FileSystem) {
             switch.cut();
             (answered, given) = (answered + load.answered(), given + load.given());
             if lives_on {
-                eventually("somebody was refused", || load.refused() > 0);
+                load.await_refused(1);
             }
             server.assert_alive();
             server.kill();

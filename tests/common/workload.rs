@@ -158,6 +158,12 @@ impl Load {
         eventually("there is something to lose", || self.answered() >= answered && self.given() >= given);
     }
 
+    /// Waits until so many more requests were refused.
+    pub fn await_refused(&self, count: u64) {
+        let wanted = self.refused() + count;
+        eventually("clients are refused", || self.refused() >= wanted);
+    }
+
     /// A connection; none where the server is gone.
     fn connect(&self) -> Option<Connection> {
         let connection = Connection::try_to(self.address);
