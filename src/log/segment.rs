@@ -24,6 +24,10 @@ use crate::runtime::{Core, Sender, channel};
 /// How long initialising pauses after each write while blocks are being written.
 const PAUSE_WHEN_BUSY: Duration = Duration::from_millis(5);
 
+/// How many segments in a row may fail to be prepared before no further one is tried: each leaves a file behind, and
+/// they must not fill a disk that fails.
+const FAILURES_MAX: u32 = 3;
+
 /// A segment in use: active or filled. Shared by all who refer to bytes in it.
 pub struct Segment {
     number: u64,
@@ -237,6 +241,8 @@ pub struct Keeper {
     /// The log has asked for a segment when there was none.
     starving: Cell<bool>,
     attempts: Cell<u64>,
+    /// Segments in a row that failed for another reason than the moment.
+    failures: Cell<u32>,
     preparing: Cell<bool>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
@@ -255,6 +261,7 @@ impl Keeper {
             trouble: RefCell::default(),
             starving: Cell::new(false),
             attempts: Cell::new(0),
+            failures: Cell::new(0),
             preparing: Cell::new(false),
             work,
             client: RefCell::default(),
@@ -300,6 +307,11 @@ impl Keeper {
     /// Why no segment can be prepared, if so.
     pub fn trouble(&self) -> Option<Error> {
         self.trouble.borrow().clone()
+    }
+
+    /// Why no segment will be prepared any more, if so.
+    pub fn failure(&self) -> Option<Error> {
+        self.trouble().filter(|_| self.failures.get() >= FAILURES_MAX)
     }
 
     /// How many attempts to prepare a segment have come to an end.
@@ -370,6 +382,9 @@ impl Keeper {
 
     async fn prepare(&self) -> Result<Prepared> {
         let settings = &self.space.settings;
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
         let (empty, fresh) = match self.space.take_free() {
             Some(empty) => (empty, false),
             None => {
@@ -379,14 +394,30 @@ impl Keeper {
         };
         match self.prepare_file(empty.number, empty.file.clone(), fresh).await {
             // From here on `empty.keeps` may go: the records that it speaks of are gone.
-            Ok(prepared) => Ok(prepared),
+            Ok(prepared) => {
+                self.failures.set(0);
+                Ok(prepared)
+            }
             Err((what, errno)) => {
                 let path = Space::path(&settings.folder, empty.number);
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
-                let list = if policy(errno).is_for_now() { &self.space.free } else { &self.space.set_aside };
+                let is_for_now = policy(errno).is_for_now();
+                let list = if is_for_now { &self.space.free } else { &self.space.set_aside };
                 list.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
-                Err(Error::device(format!("{what} segment {}", path.display()), errno))
+                let error = Error::device(format!("{what} segment {}", path.display()), errno);
+                if is_for_now {
+                    return Err(error);
+                }
+                tracing::error!(%error, "a segment could not be prepared");
+                self.failures.set(self.failures.get() + 1);
+                if self.failures.get() < FAILURES_MAX {
+                    return Err(error);
+                }
+                Err(Error::new(
+                    Kind::ReadOnly,
+                    format!("{FAILURES_MAX} segments in a row could not be prepared: {error}"),
+                ))
             }
         }
     }

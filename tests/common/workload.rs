@@ -238,6 +238,8 @@ struct Names {
     served: BTreeMap<String, Vec<Served>>,
     /// What lies below that: what was superseded, and failed replacements.
     below: BTreeMap<String, Vec<Served>>,
+    /// What deletions were about that were refused: a start may bring it back, whatever has happened since.
+    refused_deletions: BTreeMap<String, Vec<Served>>,
     generations: Vec<u64>,
     deletions_are_whole: bool,
 }
@@ -248,6 +250,7 @@ impl Names {
             bucket,
             served: BTreeMap::new(),
             below: BTreeMap::new(),
+            refused_deletions: BTreeMap::new(),
             generations: Vec::new(),
             deletions_are_whole: false,
         }
@@ -318,6 +321,9 @@ impl Names {
         } else {
             let may = load.may_fail() || load.room == Room::None;
             assert!(may, "a full disk can be emptied, but {path} could not be deleted");
+            if !self.deletions_are_whole {
+                self.refused_deletions.entry(path.to_owned()).or_default().extend(former);
+            }
         }
         true
     }
@@ -345,6 +351,7 @@ impl Names {
         for (path, possible) in &mut self.served {
             let response = server.get(path);
             assert_eq!(response.end, End::Clean, "{path}: {response:?}");
+            possible.extend(self.refused_deletions.remove(path).unwrap_or_default());
             let Some(found) = possible.iter().find_map(|served| served.found_in(&response)) else {
                 panic!("{path} should be one of {possible:?}, and is {response:?}")
             };
@@ -741,7 +748,8 @@ impl Crowd {
         }
     }
 
-    /// From now on a deletion that is not answered must have happened as a whole or not at all.
+    /// From now on a deletion that is refused or not answered must have happened as a whole or not at all. Today that
+    /// is not so: it may have happened to some generations of a name, and what was refused is gone until a start.
     pub fn expect_whole_deletions(&mut self) {
         let objects = self.objects.iter_mut().map(|client| &mut client.names);
         for names in objects.chain(self.streams.iter_mut().map(|client| &mut client.names)) {

@@ -17,8 +17,8 @@ impl<S: Sink> Log<S> {
         let mut state = self.state.borrow_mut();
         state.recovering = false;
         if let Err(error) = outcome {
-            tracing::error!(%error, "the log has failed: no segment can be written, and the store is read-only");
-            self.metrics.logs_failed.set(1);
+            let error = Error::new(Kind::ReadOnly, format!("no segment can be written: {error}"));
+            tracing::error!(%error, "the log has failed: the store is read-only");
             state.failed = Some(error);
             let waiting = std::mem::take(&mut state.waiting_for_durable);
             let open = state.open.take().map(|open| open.notes);
@@ -40,13 +40,14 @@ impl<S: Sink> Log<S> {
 
     async fn write_again_to_fresh_segments(&self) -> Result<()> {
         for _ in 0..3 {
+            // Before anything else may fail: nobody is to use them again.
+            for flying in &self.state.borrow().in_flight {
+                self.retire(&flying.segment);
+            }
             let prepared = self.wait_for_segment().await?;
             let mut active = self.activate(prepared);
             let (blocks, term, term_start) = {
                 let mut state = self.state.borrow_mut();
-                for flying in &state.in_flight {
-                    self.retire(&flying.segment);
-                }
                 if let Some(former) = state.active.take() {
                     self.retire(&former.segment);
                     self.leave(former.place);
