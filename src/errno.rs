@@ -13,8 +13,8 @@
 //! | `EROFS` | as `EIO`: no other segment can be written either | 503, `ReadOnly` | as with `EIO` | as with `EIO` |
 //! | `EINVAL`, `EBADF`, `EFAULT` | as `EIO`: a direct write that is not aligned as this disk wants it, or a fault of ours, and neither gets better by trying again. (A file system without `O_DIRECT` is noticed at the start, and written through the page cache) | as `EIO` | as `EIO` | as `EIO` |
 //!
-//! A write of a block that fails for lack of room or of memory is written again to a fresh segment too: what the
-//! failed write has left in its place is unknown.
+//! Blocks are written to room that is reserved. Where a block cannot be written for lack of room or memory all the
+//! same, what the failed write has left is unknown: it goes as with `EIO`.
 
 use rustix::io::Errno;
 

@@ -178,6 +178,24 @@ impl Server {
         }
     }
 
+    /// Stops the process where it is, and waits until it stands. The kernel goes on with what it was asked for.
+    #[track_caller]
+    pub fn pause(&self) {
+        let process = &self.running().process;
+        kill_process(Pid::from_child(process), Signal::STOP).unwrap();
+        let path = format!("/proc/{}/stat", process.id());
+        eventually("the server has stopped", || {
+            let stat = std::fs::read_to_string(&path).unwrap();
+            // The state stands behind the name, which is in brackets.
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        });
+    }
+
+    /// Lets it go on after [`Server::pause`].
+    pub fn resume(&self) {
+        kill_process(Pid::from_child(&self.running().process), Signal::CONT).unwrap();
+    }
+
     /// Asserts that the process has not ended by itself.
     #[track_caller]
     pub fn assert_alive(&mut self) {

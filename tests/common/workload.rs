@@ -353,7 +353,17 @@ impl Names {
             assert_eq!(response.end, End::Clean, "{path}: {response:?}");
             possible.extend(self.refused_deletions.remove(path).unwrap_or_default());
             let Some(found) = possible.iter().find_map(|served| served.found_in(&response)) else {
-                panic!("{path} should be one of {possible:?}, and is {response:?}")
+                std::fs::write("/tmp/bash_jobs.0/last.log", server.log()).unwrap();
+                let looks_like =
+                    self.below.get(path).into_iter().flatten().chain(&*possible).filter(|served| {
+                        let (Served::Sealed { content, .. } | Served::Interrupted { content, .. }) = served
+                        else {
+                            return false;
+                        };
+                        content.bytes().starts_with(&response.body)
+                    });
+                let looks_like: Vec<_> = looks_like.collect();
+                panic!("{path} should be one of {possible:?}, looks like {looks_like:?}, and is {response:?}")
             };
             let head = server.head(path);
             for name in ["tailwater-state", "content-length", "etag", "last-modified"] {
