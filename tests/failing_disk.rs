@@ -87,9 +87,10 @@ fn admin(server: &Server, path: &str) -> (u16, String) {
 }
 
 #[test]
-fn a_store_whose_disk_fails_is_read_only_says_so_and_has_lost_nothing() {
+fn what_was_acknowledged_or_read_survives_a_disk_that_fails() {
     let seed = seed();
-    for round in 0..rounds(2) {
+    let rounds = rounds(2);
+    for round in 0..rounds {
         let Some(mut disk) = Disk::new(FileSystem::Ext4, DISK_BYTES) else { return };
         let mut random = Random::new(seed + round);
         let mut crowd = Crowd::new(seed + round);
@@ -186,6 +187,35 @@ fn a_store_whose_disk_fails_is_read_only_says_so_and_has_lost_nothing() {
         server.assert_sealed("/kept/new", b"hello");
         eprintln!("round {round}: {found:?}");
     }
+    eprintln!("{rounds} failures of the disk survived");
+}
+
+/// Where no block failed nothing was retired: this one has one that does.
+#[test]
+fn a_block_that_cannot_be_written_anywhere_is_named_in_log_metrics_and_readiness() {
+    let Some(disk) = Disk::new(FileSystem::Ext4, DISK_BYTES) else { return };
+    let mut server = Server::start_small_at(&disk.path().join("data"), &[], &["--cores", "1"]);
+    let bytes = content(1, 300_000);
+    server.put("/b/k", &bytes);
+    assert_eq!(admin(&server, "/readyz"), (200, "ready\n".to_owned()));
+    disk.switch().cut();
+    let refused = server.try_put("/b/more", &bytes, &[]);
+    assert_eq!(refused.head.status, 503, "{refused:?}");
+    assert_eq!(refused.json()["actor"], "operator", "{refused:?}");
+    assert_eq!(server.metric("tailwater_block_write_failures_total"), 1);
+    assert!(server.metric("tailwater_segments_retired_total") >= 1);
+    assert_eq!(server.metric("tailwater_logs_failed"), 1);
+    let (status, why) = admin(&server, "/readyz");
+    assert!(status == 503 && why.starts_with("read-only: "), "{status} {why}");
+    assert!(why.contains("Input/output error"), "{why}");
+    let log = server.log();
+    assert!(log.contains("a block could not be written segment=1"), "{log}");
+    assert!(log.contains("the segment is retired segment=1"), "{log}");
+    // What is in memory or in the page cache is served; nothing that is refused is.
+    server.assert_sealed("/b/k", &bytes);
+    assert_ne!(server.head("/b/more").get("tailwater-state"), Some("sealed"));
+    server.assert_alive();
+    assert_eq!(server.admin_status("/livez"), 200);
 }
 
 #[test]
