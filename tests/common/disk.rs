@@ -49,7 +49,7 @@ impl Disk {
         File::create(&image).unwrap().set_len(bytes).unwrap();
         match file_system {
             FileSystem::Ext4 => run(Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-E", "packed_meta_blocks=1,lazy_itable_init=0"])
+                .args(["-q", "-F", "-b", "4096", "-E", "packed_meta_blocks=1,lazy_itable_init=0"])
                 .arg(&image)),
             FileSystem::Xfs => run(Command::new("mkfs.xfs").args(["-q", "-f"]).arg(&image)),
         }
