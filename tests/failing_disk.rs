@@ -95,7 +95,8 @@ fn what_was_acknowledged_or_read_survives_a_disk_that_fails() {
         let mut random = Random::new(seed + round);
         let mut crowd = Crowd::new(seed + round);
         let data = disk.path().join("data");
-        let mut server = Server::start_small_at(&data, &[], &[]);
+        // A writer that waits for the test is not one that has stalled.
+        let mut server = Server::start_small_at(&data, &[], &["--writer-stall-seconds", "3600"]);
         let kept: Vec<Vec<u8>> = (0..10).map(|number| content(number, 500_000)).collect();
         let check_kept = |server: &Server| {
             for (number, bytes) in kept.iter().enumerate() {
