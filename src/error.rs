@@ -8,6 +8,8 @@ use std::fmt;
 
 use rustix::io::Errno;
 
+use crate::errno::{Policy, policy};
+
 /// The result of a call into tailwater.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -20,6 +22,16 @@ pub enum Actor {
     Operator,
     /// Nobody: it happened, and the answer is to know it.
     Nobody,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Actor::Caller => "caller",
+            Actor::Operator => "operator",
+            Actor::Nobody => "nobody",
+        })
+    }
 }
 
 /// What kind of thing went wrong.
@@ -81,9 +93,11 @@ impl Error {
 
     /// A failed operation of the device or file system. `what` names the operation and its object.
     pub fn device(what: impl fmt::Display, errno: Errno) -> Error {
-        let kind = match errno {
-            Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Kind::NoSpace,
-            _ => Kind::Device,
+        let kind = match policy(errno) {
+            Policy::NoRoom => Kind::NoSpace,
+            Policy::AtLimit => Kind::Busy,
+            Policy::ReadOnly => Kind::ReadOnly,
+            Policy::Repeat | Policy::RepeatOnce | Policy::Failed => Kind::Device,
         };
         Error { kind, message: format!("{what}: {errno}"), errno: Some(errno) }
     }
@@ -112,8 +126,10 @@ impl Error {
             | Kind::Exists
             | Kind::WrongState
             | Kind::Cancelled
-            | Kind::DeadlineExceeded
-            | Kind::Busy => Actor::Caller,
+            | Kind::DeadlineExceeded => Actor::Caller,
+            // A limit of the system is the operator's; one of our own is there for callers to come back later.
+            Kind::Busy if self.errno.is_some() => Actor::Operator,
+            Kind::Busy => Actor::Caller,
             Kind::NoSpace
             | Kind::ReadOnly
             | Kind::Device

@@ -46,12 +46,13 @@
 //! - [`client`], [`load`]: the client side, on another io_uring runtime than the server.
 //! - [`cli`]: the commands.
 //!
-//! [`context`], [`config`], [`error`] and [`metrics`] are used by all floors.
+//! [`context`], [`config`], [`error`], [`mod@errno`] and [`metrics`] are used by all floors.
 
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod context;
+pub mod errno;
 pub mod error;
 pub mod load;
 pub mod log;

@@ -111,6 +111,10 @@ metrics! {
     block_sizes: Sizes = "tailwater_block_size_bytes";
     /// Writes to the log that failed.
     block_write_failures: Counter = "tailwater_block_write_failures_total";
+    /// Segments that were taken out of use because a write to them failed.
+    segments_retired: Counter = "tailwater_segments_retired_total";
+    /// Logs that can no longer be written, one for each core: the store is read-only.
+    logs_failed: Gauge = "tailwater_logs_failed";
     /// Segments by state.
     segments: By<SegmentState, Gauge> = "tailwater_segments";
     /// Turns of the cores' loops.

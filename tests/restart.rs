@@ -1,14 +1,12 @@
-//! Ends and starts: told to end, killed, and started again on what is there.
+//! Ends and starts: told to end, killed, and started again on what is there. `killed.rs` kills under load.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{Connection, End, Put, Response, Server, assert_same, content, eventually};
 
@@ -194,242 +192,6 @@ fn what_was_deleted_and_replaced_stays_so_when_its_room_is_used_again() {
     assert!(segments <= 10, "{segments} segments of 4 MiB for 2 MiB that are alive");
 }
 
-/// Numbers that are the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % limit
-    }
-
-    fn length(&mut self) -> usize {
-        (match self.below(20) {
-            0 => self.below(1 << 20),
-            1..=5 => self.below(100_000),
-            _ => self.below(4_000),
-        }) as usize
-    }
-}
-
-/// Which bytes: a seed and a length.
-type Content = (u64, usize);
-
-/// What a name must serve.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Served {
-    Nothing,
-    Sealed(Content),
-    /// A prefix of this, of at least so many bytes.
-    Interrupted(Content, usize),
-}
-
-/// What was asked for and not answered when the server was killed.
-#[derive(Clone, Copy, Debug)]
-enum Asked {
-    Put(Content),
-    Delete,
-}
-
-/// What one client knows of its own names.
-#[derive(Default)]
-struct Client {
-    served: BTreeMap<String, Served>,
-    asked: Option<(String, Asked)>,
-    generations: Vec<u64>,
-}
-
-impl Client {
-    /// Puts, replaces and deletes until the server is gone.
-    fn work(&mut self, address: std::net::SocketAddr, number: usize, seed: u64, answered: &AtomicU64) {
-        let mut random = Random(seed);
-        let Some(mut connection) = Connection::try_to(address) else { return };
-        loop {
-            let path = format!("/w{number}/{}", random.below(40));
-            let asked = match self.served.get(&path) {
-                Some(Served::Sealed(_) | Served::Interrupted(..)) if random.below(3) == 0 => Asked::Delete,
-                _ => Asked::Put((random.below(1 << 40), random.length())),
-            };
-            self.asked = Some((path.clone(), asked));
-            let (method, request) = match asked {
-                Asked::Delete => {
-                    ("DELETE", format!("DELETE {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes())
-                }
-                Asked::Put((seed, length)) => {
-                    let head = format!("PUT {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
-                    ("PUT", [head.as_bytes(), &content(seed, length)].concat())
-                }
-            };
-            if !connection.try_send(request) {
-                return;
-            }
-            let Ok(response) = connection.try_response(method) else { return };
-            if response.end != End::Clean {
-                return;
-            }
-            let served = match asked {
-                Asked::Delete => {
-                    assert_eq!(response.head.status, 204, "{path}: {response:?}");
-                    Served::Nothing
-                }
-                Asked::Put(content) => {
-                    assert_eq!(response.head.status, 201, "{path}: {response:?}");
-                    self.generations.push(generation(&response));
-                    Served::Sealed(content)
-                }
-            };
-            self.served.insert(path, served);
-            self.asked = None;
-            answered.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    /// Looks at what came back, and takes it for what is served from now on.
-    #[track_caller]
-    fn check(&mut self, server: &Server) {
-        let mut possible: BTreeMap<String, Vec<Served>> =
-            self.served.iter().map(|(path, served)| (path.clone(), vec![*served])).collect();
-        if let Some((path, asked)) = self.asked.take() {
-            let possible = possible.entry(path).or_insert_with(|| vec![Served::Nothing]);
-            match asked {
-                Asked::Delete => possible.push(Served::Nothing),
-                Asked::Put(content) => {
-                    possible.push(Served::Sealed(content));
-                    // Never where it would hide what it was to replace.
-                    if !matches!(possible[0], Served::Sealed(_)) {
-                        possible.push(Served::Interrupted(content, 0));
-                    }
-                }
-            }
-        }
-        for (path, possible) in possible {
-            let response = server.get(&path);
-            let found = possible.iter().find_map(|served| served.found_in(&response));
-            let Some(found) = found else {
-                panic!("{path} should be one of {possible:?}, and is {response:?}")
-            };
-            self.served.insert(path, found);
-        }
-    }
-}
-
-impl Served {
-    /// What exactly is served, if that is how this looks.
-    fn found_in(&self, response: &Response) -> Option<Served> {
-        let state = response.head.get("tailwater-state").unwrap_or_default();
-        match *self {
-            Served::Nothing => (response.head.status == 404).then_some(Served::Nothing),
-            Served::Sealed((seed, length)) => {
-                (state == "sealed" && response.body == content(seed, length)).then_some(*self)
-            }
-            Served::Interrupted((seed, length), least) => {
-                let (whole, found) = (content(seed, length), response.body.len());
-                let fits = state == "interrupted" && found >= least && whole.starts_with(&response.body);
-                fits.then_some(Served::Interrupted((seed, length), found))
-            }
-        }
-    }
-}
-
-/// What a stream is made of, however long it becomes.
-const STREAM_LENGTH: usize = 24 << 20;
-const PIECE_LENGTH: usize = 20_000;
-
-#[test]
-fn what_was_acknowledged_or_read_survives_a_kill_under_load() {
-    let mut server = Server::start();
-    let mut clients: Vec<Client> = (0..3).map(|_| Client::default()).collect();
-    let mut newest_generation = 0;
-    for (round, cores) in ["2", "1", "3", "2", "1", "2"].into_iter().enumerate() {
-        let round = round as u64;
-        eprintln!("round {round}");
-        let streams: Vec<(String, Vec<u8>)> = (0..2)
-            .map(|number| {
-                (format!("/s/{round}-{number}"), content(1_000 + 10 * round + number, STREAM_LENGTH))
-            })
-            .collect();
-        let (answered, received) = (AtomicU64::new(0), [const { AtomicU64::new(0) }; 2]);
-        let address = server.data_address();
-        std::thread::scope(|scope| {
-            for (number, client) in clients.iter_mut().enumerate() {
-                let answered = &answered;
-                let seed = 1 + 7_919 * (10 * round + number as u64);
-                scope.spawn(move || client.work(address, number, seed, answered));
-            }
-            for ((path, bytes), received) in streams.iter().zip(&received) {
-                let mut put = server.begin_put(path, None, &[]);
-                for _ in 0..2 {
-                    let mut follower = server.follow(path);
-                    scope.spawn(move || {
-                        while let Ok(some) = follower.take_some(usize::MAX) {
-                            let end = follower.received() as usize;
-                            assert_same("a follower", &some, &bytes[end - some.len()..end]);
-                            received.fetch_max(end as u64, Ordering::SeqCst);
-                        }
-                    });
-                }
-                scope.spawn(move || bytes.chunks(PIECE_LENGTH).all(|piece| put.try_send(piece)));
-            }
-            // Somewhere in the midst of it.
-            let enough = 60 + Random(round + 1).below(200);
-            eventually("there is something to lose", || {
-                answered.load(Ordering::SeqCst) >= enough
-                    && received.iter().all(|received| received.load(Ordering::SeqCst) > 0)
-            });
-            server.kill();
-        });
-
-        server.set_flag("--cores", cores);
-        server.restart();
-        let mut names = BTreeSet::new();
-        for client in &mut clients {
-            client.check(&server);
-            let kept = client.served.iter().filter(|(_, served)| **served != Served::Nothing);
-            names.extend(kept.map(|(path, _)| path.clone()));
-        }
-        for ((path, bytes), received) in streams.iter().zip(&received) {
-            let response = server.get(path);
-            assert_eq!(response.head.get("tailwater-state"), Some("interrupted"), "{path}: {response:?}");
-            assert_same(path, &response.body, &bytes[..response.body.len()]);
-            let received = received.load(Ordering::SeqCst) as usize;
-            assert!(response.body.len() >= received, "{path} has lost bytes that a reader has: {received}");
-        }
-        let mut listed = BTreeSet::new();
-        for number in 0..clients.len() {
-            let listing = server.get(&format!("/w{number}/")).json();
-            for object in listing["objects"].as_array().unwrap() {
-                listed.insert(format!("/w{number}/{}", object["key"].as_str().unwrap()));
-            }
-        }
-        assert_eq!(listed, names, "what is listed is not what is served");
-        let generations: BTreeSet<u64> =
-            clients.iter_mut().flat_map(|client| client.generations.drain(..)).collect();
-        assert!(*generations.first().unwrap() > newest_generation, "a generation came again");
-        newest_generation = *generations.last().unwrap();
-        assert_undamaged(&server);
-
-        // Once more, without anything between.
-        if round % 2 == 1 {
-            server.kill();
-            server.restart();
-            clients.iter_mut().for_each(|client| client.check(&server));
-            assert_undamaged(&server);
-        }
-        for (path, _) in &streams {
-            assert_eq!(server.request("DELETE", path, &[]).head.status, 204);
-        }
-    }
-}
-
-/// A crash leaves a tail that is not whole, and that is no damage.
-#[track_caller]
-fn assert_undamaged(server: &Server) {
-    let log = server.log();
-    assert!(!log.contains("ERROR"), "{log}");
-}
-
 /// A block on disk.
 #[derive(Debug)]
 struct Block {
@@ -506,7 +268,7 @@ fn a_torn_last_block_costs_nothing_that_was_written_before_it() {
             let response = server.get("/t/last");
             assert_eq!(response.head.get("tailwater-state"), Some("interrupted"), "{what}: {response:?}");
             assert_same(what, &response.body, &whole[..90_000]);
-            assert_undamaged(&server);
+            server.assert_undamaged();
             server.put("/t/0", &content(0, 30_000));
             server.kill();
         }

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgMatches};
 use rustix::process::{Resource, Rlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::config::{Config, Durability, LogFormat, SETTINGS, Sources};
@@ -60,7 +60,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Catches SIGTERM and SIGINT: the first one is for the caller, the second one has its default effect.
+/// Catches SIGTERM and SIGINT: the first one is for the caller, the second one has its default effect. SIGXFSZ has
+/// none.
 fn take_signals() -> Result<Signals, Failure> {
     let failed = |error| Failure::new(ExitStatus::Failed, format!("signals cannot be caught: {error}"));
     let told_before = Arc::new(AtomicBool::new(false));
@@ -69,6 +70,8 @@ fn take_signals() -> Result<Signals, Failure> {
         signal_hook::flag::register_conditional_default(signal, told_before.clone()).map_err(failed)?;
         signal_hook::flag::register(signal, told_before.clone()).map_err(failed)?;
     }
+    // It comes with EFBIG, which is an answer; left to its default it ends the process.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
     Signals::new([SIGTERM, SIGINT]).map_err(failed)
 }
 

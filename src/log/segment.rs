@@ -16,12 +16,17 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::format::{ALIGNMENT, SEGMENT_HEADER_LENGTH, SegmentHeader};
+use crate::errno::policy;
 use crate::error::{Error, Kind, Result};
 use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Region};
 use crate::runtime::{Core, Sender, channel};
 
 /// How long initialising pauses after each write while blocks are being written.
 const PAUSE_WHEN_BUSY: Duration = Duration::from_millis(5);
+
+/// How many segments in a row may fail to be prepared before no further one is tried: each leaves a file behind, and
+/// they must not fill a disk that fails.
+const FAILURES_MAX: u32 = 3;
 
 /// A segment in use: active or filled. Shared by all who refer to bytes in it.
 pub struct Segment {
@@ -31,6 +36,7 @@ pub struct Segment {
     is_empty: AtomicBool,
     /// Never used again: it failed, or it holds what makes clear that parts of a failed one are void.
     is_pinned: AtomicBool,
+    has_failed: AtomicBool,
     space: Arc<Space>,
 }
 
@@ -58,6 +64,12 @@ impl Segment {
     /// Keeps the segment from ever being used again.
     pub(super) fn pin(&self) {
         self.is_pinned.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps the segment from ever being used again, because it has failed. False: it had failed already.
+    pub(super) fn retire(&self) -> bool {
+        self.pin();
+        !self.has_failed.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -193,6 +205,7 @@ impl Space {
             epoch,
             is_empty: AtomicBool::new(false),
             is_pinned: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             space: self.clone(),
         });
         in_use.insert(number, Arc::downgrade(&segment));
@@ -295,6 +308,8 @@ pub struct Keeper {
     /// The log has asked for a segment when there was none.
     starving: Cell<bool>,
     attempts: Cell<u64>,
+    /// Segments in a row that failed for another reason than the moment.
+    failures: Cell<u32>,
     preparing: Cell<bool>,
     is_released: Cell<bool>,
     work: Sender<()>,
@@ -314,6 +329,7 @@ impl Keeper {
             trouble: RefCell::default(),
             starving: Cell::new(false),
             attempts: Cell::new(0),
+            failures: Cell::new(0),
             preparing: Cell::new(false),
             is_released: Cell::new(false),
             work,
@@ -366,6 +382,11 @@ impl Keeper {
     /// Why no segment can be prepared, if so.
     pub fn trouble(&self) -> Option<Error> {
         self.trouble.borrow().clone()
+    }
+
+    /// Why no segment will be prepared any more, if so.
+    pub fn failure(&self) -> Option<Error> {
+        self.trouble().filter(|_| self.failures.get() >= FAILURES_MAX)
     }
 
     /// How many attempts to prepare a segment have come to an end.
@@ -475,29 +496,36 @@ impl Keeper {
 
     async fn prepare(&self) -> Result<Prepared> {
         let settings = &self.space.settings;
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
         let (number, fresh) = match self.space.take_free() {
             Some(number) => (number, false),
             None => (self.space.next_number.fetch_add(1, Ordering::Relaxed), true),
         };
         match self.prepare_file(number, fresh).await {
-            Ok(prepared) => Ok(prepared),
+            Ok(prepared) => {
+                self.failures.set(0);
+                Ok(prepared)
+            }
             Err((what, errno)) => {
                 let path = Space::path(&settings.folder, number);
-                let is_for_now = matches!(
-                    errno,
-                    Errno::NOSPC
-                        | Errno::DQUOT
-                        | Errno::MFILE
-                        | Errno::NFILE
-                        | Errno::NOMEM
-                        | Errno::WOULDBLOCK
-                );
+                let error = Error::device(format!("{what} segment {}", path.display()), errno);
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
-                if is_for_now {
+                if policy(errno).is_for_now() {
                     self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+                    return Err(error);
                 }
-                Err(Error::device(format!("{what} segment {}", path.display()), errno))
+                tracing::error!(%error, "a segment could not be prepared");
+                self.failures.set(self.failures.get() + 1);
+                if self.failures.get() < FAILURES_MAX {
+                    return Err(error);
+                }
+                Err(Error::new(
+                    Kind::ReadOnly,
+                    format!("{FAILURES_MAX} segments in a row could not be prepared: {error}"),
+                ))
             }
         }
     }

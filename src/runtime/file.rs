@@ -11,6 +11,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use super::core::Core;
 use super::stream::Stream;
+use crate::errno::policy;
 use crate::ring::{Allocation, Descriptor, OpenMode, Operation, Region};
 
 impl Core {
@@ -69,6 +70,7 @@ impl Core {
         start: usize,
     ) -> (Result<usize, Errno>, Vec<u8>) {
         let mut filled = start;
+        let mut repeated = false;
         loop {
             if filled == buffer.len() {
                 return (Ok(filled - start), buffer);
@@ -81,7 +83,7 @@ impl Core {
             match result {
                 Ok(0) => return (Ok(filled - start), buffer),
                 Ok(count) => filled += count as usize,
-                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) if policy(errno).repeats(&mut repeated) => {}
                 Err(errno) => return (Err(errno), buffer),
             }
         }
@@ -101,7 +103,7 @@ impl Core {
         durable: bool,
     ) -> Result<(), Errno> {
         let mut written = 0;
-        let mut spurious = 0;
+        let mut repeated = false;
         while written < region.len() {
             let operation = Operation::Write {
                 file: file.clone(),
@@ -121,9 +123,7 @@ impl Core {
                     written = next;
                 }
                 Ok(count) => written += count as usize,
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                // Kernel workers before Linux 6.14 could cancel what nobody had cancelled.
-                Err(Errno::CANCELED) if spurious == 0 => spurious = 1,
+                Err(errno) if policy(errno).repeats(&mut repeated) => {}
                 Err(errno) => return Err(errno),
             }
         }
@@ -239,7 +239,7 @@ impl Pipe {
     ) -> Result<usize, Errno> {
         assert_eq!(self.held, 0, "a pipe is emptied before it is filled");
         let length = length.min(self.capacity) as u32;
-        let mut spurious = 0;
+        let mut repeated = false;
         loop {
             let operation =
                 Operation::Splice { file: file.clone(), position, pipe: self.writing.clone(), length };
@@ -248,8 +248,7 @@ impl Pipe {
                     self.held = count as usize;
                     return Ok(self.held);
                 }
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(Errno::CANCELED) if spurious == 0 => spurious = 1,
+                Err(errno) if policy(errno).repeats(&mut repeated) => {}
                 Err(errno) => return Err(errno),
             }
         }

@@ -19,7 +19,7 @@ use super::names::etag_of;
 use super::problem::Problem;
 use super::reply::CONTINUE;
 use super::target::Target;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::runtime::yield_now;
 use crate::store::{Metadata, Object, State, Writer};
 
@@ -51,7 +51,7 @@ enum Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Failed {
-        if error.kind() == Kind::Device || error.kind() == Kind::NoSpace {
+        if error.errno().is_some() {
             tracing::error!(%error, "an upload failed");
         }
         Failed::Problem(Problem::from(error))

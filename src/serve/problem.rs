@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use crate::error::{Error, Kind};
+use crate::error::{Actor, Error, Kind};
 
 /// The media type of a problem's body.
 pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -30,6 +30,8 @@ pub struct Problem {
     pub title: &'static str,
     /// What happened this time, in one sentence.
     pub detail: String,
+    /// Who can do something about it.
+    pub actor: Actor,
     /// The connection ends with this answer.
     pub close: bool,
     /// Headers that belong to the answer, such as `Allow`.
@@ -39,7 +41,12 @@ pub struct Problem {
 impl Problem {
     /// A problem of any status; the connection may go on.
     pub fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Problem {
-        Problem { status, title, detail: detail.into(), close: false, headers: Vec::new() }
+        // What is wrong with a request its sender can change; of the rest the operator knows more.
+        let is_callers = status.is_client_error()
+            || status == StatusCode::NOT_IMPLEMENTED
+            || status == StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+        let actor = if is_callers { Actor::Caller } else { Actor::Operator };
+        Problem { status, title, detail: detail.into(), actor, close: false, headers: Vec::new() }
     }
 
     /// 400: the request is well framed, but asks for something that cannot be.
@@ -185,6 +192,7 @@ impl Problem {
             "title": self.title,
             "status": self.status.as_u16(),
             "detail": self.detail,
+            "actor": self.actor.to_string(),
             "request": request,
         })
         .to_string()
@@ -193,7 +201,7 @@ impl Problem {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
-        match error.kind() {
+        let problem = match error.kind() {
             Kind::InvalidName | Kind::InvalidArgument => Problem::bad_request(error.to_string()),
             Kind::NotFound => Problem::not_found(error.to_string()),
             Kind::Exists => Problem::precondition_failed(error.to_string()),
@@ -203,6 +211,10 @@ impl From<Error> for Problem {
                 "the store does not accept writes, because its device failed",
                 RETRY_AFTER_DEFAULT,
             ),
+            // With an errno its text names files of ours.
+            Kind::Busy if error.errno().is_some() => {
+                Problem::unavailable("the node is at one of its limits", RETRY_AFTER_DEFAULT)
+            }
             Kind::Interrupted | Kind::Cancelled | Kind::DeadlineExceeded | Kind::Closed | Kind::Busy => {
                 Problem::unavailable(error.to_string(), RETRY_AFTER_DEFAULT)
             }
@@ -211,7 +223,8 @@ impl From<Error> for Problem {
             Kind::Startup | Kind::AddressInUse | Kind::DataFolder | Kind::Locked | Kind::NoRing => {
                 Problem::internal("the engine did not start")
             }
-        }
+        };
+        Problem { actor: error.actor(), ..problem }
     }
 }
 
@@ -235,7 +248,27 @@ mod tests {
         assert_eq!(body["type"], "about:blank");
         assert_eq!(body["title"], "Bad request");
         assert_eq!(body["detail"], "a \"quote\", a \\ and a \u{1}\r\n");
+        assert_eq!(body["actor"], "caller");
         assert_eq!(body["request"], "r-1");
+    }
+
+    #[test]
+    fn a_problem_says_who_can_act() {
+        use rustix::io::Errno;
+        for (error, actor) in [
+            (Error::new(Kind::InvalidName, "x"), Actor::Caller),
+            (Error::new(Kind::Busy, "x"), Actor::Caller),
+            (Error::device("x", Errno::MFILE), Actor::Operator),
+            (Error::device("x", Errno::NOSPC), Actor::Operator),
+            (Error::device("x", Errno::IO), Actor::Operator),
+            (Error::device("x", Errno::ROFS), Actor::Operator),
+            (Error::new(Kind::Interrupted, "x"), Actor::Nobody),
+        ] {
+            let named = format!("{error:?}");
+            assert_eq!(Problem::from(error).actor, actor, "{named}");
+        }
+        assert_eq!(Problem::bad_framing("x").actor, Actor::Caller);
+        assert_eq!(Problem::internal("x").actor, Actor::Operator);
     }
 
     #[test]
@@ -266,7 +299,9 @@ mod tests {
 
     #[test]
     fn what_the_operator_must_act_on_is_not_told_to_clients() {
-        let error = Error::device("write to /data/segment-7", rustix::io::Errno::IO);
-        assert!(!Problem::from(error).detail.contains("/data"));
+        for errno in [rustix::io::Errno::IO, rustix::io::Errno::MFILE, rustix::io::Errno::ROFS] {
+            let error = Error::device("write to /data/segment-7", errno);
+            assert!(!Problem::from(error).detail.contains("/data"), "{errno}");
+        }
     }
 }

@@ -157,7 +157,7 @@ impl LocalStore {
 
     /// Why nothing can be written any more, if so.
     pub fn failure(&self) -> Option<Error> {
-        self.log.failure()
+        self.log.failure().or_else(|| self.keeper.failure())
     }
 
     /// Returns when the store is to come to an end.
@@ -622,6 +622,7 @@ impl LocalStore {
         let metrics = &self.metrics;
         metrics.followers_waiting.set(self.commits.grown().len() as i64);
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
+        metrics.logs_failed.set(i64::from(self.failure().is_some()));
         let segments = &metrics.segments;
         let active = i64::from(self.log.has_active_segment());
         let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));

@@ -171,6 +171,16 @@ impl Connection {
     #[track_caller]
     pub fn into_body(mut self, method: &str) -> Body {
         let head = self.head();
+        self.body_of(head, method)
+    }
+
+    /// As [`Connection::into_body`], or tells how the connection ended before the head.
+    pub fn try_into_body(mut self, method: &str) -> Result<Body, End> {
+        let head = self.try_head()?;
+        Ok(self.body_of(head, method))
+    }
+
+    fn body_of(self, head: Head, method: &str) -> Body {
         let framing = Framing::of(&head, method);
         Body { connection: self, head, framing, received: 0, end: None }
     }

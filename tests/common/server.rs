@@ -39,6 +39,8 @@ struct Running {
     admin_address: SocketAddr,
     /// What it said when it had started.
     introduction: String,
+    /// How long the log was before it started.
+    log_start: usize,
     /// Stays open: a server that cannot write to its standard output is another test.
     _output: BufReader<ChildStdout>,
 }
@@ -53,13 +55,25 @@ impl Server {
     pub fn start_with(flags: &[&str]) -> Server {
         // Beside the build and not in /tmp, which is no disk on many machines.
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let data = folder.path().join("data");
+        Server::start_small(folder, data, &[], flags)
+    }
+
+    /// As [`Server::start_with`], on this data folder, run by a command as in [`Server::start_at`].
+    pub fn start_small_at(data: &Path, command: &[&str], flags: &[&str]) -> Server {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Server::start_small(folder, data.to_owned(), command, flags)
+    }
+
+    fn start_small(folder: tempfile::TempDir, data: PathBuf, command: &[&str], flags: &[&str]) -> Server {
         let mut all: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
         for (flag, value) in FLAGS {
             if !flags.contains(flag) {
                 all.extend([(*flag).to_owned(), (*value).to_owned()]);
             }
         }
-        let (data, command) = (folder.path().join("data"), vec![env!("CARGO_BIN_EXE_tailwater").into()]);
+        let mut command: Vec<OsString> = command.iter().map(Into::into).collect();
+        command.push(env!("CARGO_BIN_EXE_tailwater").into());
         let mut server = Server { folder, data, command, flags: all, running: None };
         server.run();
         server
@@ -80,6 +94,7 @@ impl Server {
     fn run(&mut self) {
         assert!(self.running.is_none(), "the server runs already");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let log_start = self.log().len();
         let mut process = Command::new(&self.command[0])
             .args(&self.command[1..])
             .arg("serve")
@@ -113,6 +128,7 @@ impl Server {
         self.running = Some(Running {
             process,
             introduction,
+            log_start,
             data_address: data_address.unwrap(),
             admin_address: admin_address.unwrap(),
             _output: output,
@@ -160,6 +176,47 @@ impl Server {
             Some(place) => self.flags[place + 1] = value.to_owned(),
             None => self.flags.extend([flag.to_owned(), value.to_owned()]),
         }
+    }
+
+    /// Stops the process where it is, and waits until it stands. The kernel goes on with what it was asked for.
+    #[track_caller]
+    pub fn pause(&self) {
+        let process = &self.running().process;
+        kill_process(Pid::from_child(process), Signal::STOP).unwrap();
+        let path = format!("/proc/{}/stat", process.id());
+        eventually("the server has stopped", || {
+            let stat = std::fs::read_to_string(&path).unwrap();
+            // The state stands behind the name, which is in brackets.
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        });
+    }
+
+    /// Lets it go on after [`Server::pause`].
+    pub fn resume(&self) {
+        kill_process(Pid::from_child(&self.running().process), Signal::CONT).unwrap();
+    }
+
+    /// Asserts that the process has not ended by itself.
+    #[track_caller]
+    pub fn assert_alive(&mut self) {
+        let running = self.running.as_mut().expect("the server does not run");
+        if let Some(status) = running.process.try_wait().unwrap() {
+            panic!("the server has ended by itself: {status}");
+        }
+    }
+
+    /// What was logged since the last start.
+    pub fn log_since_start(&self) -> String {
+        let log = self.log();
+        log[self.running().log_start..].to_owned()
+    }
+
+    /// Asserts that the last start has found nothing that it calls damaged. A crash leaves a tail that is not whole,
+    /// and that is no damage.
+    #[track_caller]
+    pub fn assert_undamaged(&self) {
+        let log = self.log_since_start();
+        assert!(!log.contains("ERROR"), "{log}");
     }
 
     /// The number of the process.

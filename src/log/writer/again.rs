@@ -7,7 +7,8 @@
 use rustix::io::Errno;
 
 use super::{
-    ALIGNMENT, Active, Arena, BlockHeader, Duration, Error, Kind, Log, Prepared, Region, Result, Sink,
+    ALIGNMENT, Active, Arena, BlockHeader, Duration, Error, Kind, Log, Prepared, Region, Result, Segment,
+    Sink,
 };
 
 impl<S: Sink> Log<S> {
@@ -16,7 +17,8 @@ impl<S: Sink> Log<S> {
         let mut state = self.state.borrow_mut();
         state.recovering = false;
         if let Err(error) = outcome {
-            tracing::error!(%error, "the log has failed: no segment can be written");
+            let error = Error::new(Kind::ReadOnly, format!("no segment can be written: {error}"));
+            tracing::error!(%error, "the log has failed: the store is read-only");
             state.failed = Some(error);
             let waiting = std::mem::take(&mut state.waiting_for_durable);
             let open = state.open.take().map(|open| open.notes);
@@ -38,15 +40,16 @@ impl<S: Sink> Log<S> {
 
     async fn write_again_to_fresh_segments(&self) -> Result<()> {
         for _ in 0..3 {
+            // Before anything else may fail: nobody is to use them again.
+            for flying in &self.state.borrow().in_flight {
+                self.retire(&flying.segment);
+            }
             let prepared = self.wait_for_segment().await?;
             let mut active = self.activate(prepared);
             let (blocks, term, term_start) = {
                 let mut state = self.state.borrow_mut();
-                for flying in &state.in_flight {
-                    flying.segment.pin();
-                }
                 if let Some(former) = state.active.take() {
-                    former.segment.pin();
+                    self.retire(&former.segment);
                     self.leave(former.place);
                 }
                 state.term += 1;
@@ -79,7 +82,7 @@ impl<S: Sink> Log<S> {
                     self.core.write(&active.writing, active.place, active.position, copy, true).await;
                 if let Err(errno) = written {
                     tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
-                    active.segment.pin();
+                    self.retire(&active.segment);
                     self.leave(active.place);
                     failed = true;
                     break;
@@ -120,6 +123,13 @@ impl<S: Sink> Log<S> {
         }
         state.active = Some(active);
         Ok(())
+    }
+
+    fn retire(&self, segment: &Segment) {
+        if segment.retire() {
+            tracing::error!(segment = segment.number(), "the segment is retired");
+            self.metrics.segments_retired.increment();
+        }
     }
 
     async fn wait_for_segment(&self) -> Result<Prepared> {
