@@ -27,6 +27,8 @@
 
 mod arena;
 mod operation;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulated;
 mod uring;
 
 use std::cell::{Ref, RefCell};
@@ -83,8 +85,9 @@ pub trait Kernel {
     /// Only what leaves the kernel unusable.
     fn enter(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> Result<(), Errno>;
 
-    /// Makes a descriptor of what an operation that produces one answered.
-    fn adopt(&mut self, result: i32) -> Descriptor;
+    /// Gives the operation what its completion stands for and the memory that it owns does not hold yet: a new
+    /// descriptor, and whatever else a kernel that is not the system's has for it.
+    fn land(&mut self, completion: Completion, operation: &mut Operation);
 
     /// Tells the kernel of the arena that writes will come from. An error means that writes take the plain
     /// way, which costs more CPU and is otherwise the same.
@@ -377,10 +380,7 @@ impl Inner {
         if slot.generation != generation {
             return Landing::Nothing;
         }
-        if completion.result >= 0 && slot.operation.produces_descriptor() {
-            let descriptor = self.kernel.adopt(completion.result);
-            slot.operation.receive(descriptor);
-        }
+        self.kernel.land(completion, &mut slot.operation);
         match std::mem::replace(&mut slot.state, State::Landed(completion.result)) {
             State::InFlight(Some(waker)) => Landing::Wake(waker),
             State::InFlight(None) => Landing::Nothing,
@@ -398,8 +398,22 @@ impl Inner {
 
 /// Wakes the core that listens to this event descriptor; from any thread.
 pub fn ring_bell(bell: &Descriptor) {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(handle) = bell.as_simulated() {
+        return handle.set_ringing(true);
+    }
     // It can fail only when the counter is full, and then the bell is already ringing.
     let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+}
+
+/// Silences a bell, so that it can be heard again.
+pub fn silence_bell(bell: &Descriptor) {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(handle) = bell.as_simulated() {
+        return handle.set_ringing(false);
+    }
+    let mut count = [0; 8];
+    let _ = rustix::io::read(bell, &mut count);
 }
 
 /// An operation in flight: resolves to its result and the operation itself.
