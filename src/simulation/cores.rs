@@ -1,5 +1,8 @@
 //! Several cores of one world, turned in one thread.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;

@@ -25,8 +25,6 @@
 
 mod cores;
 pub mod log;
-#[cfg(test)]
-mod tests;
 
 pub use crate::ring::simulated::{ERRNOS, Event, Faults, Kind, World, WorldSettings};
 pub use cores::{Cores, Pause};

@@ -367,12 +367,16 @@ impl File {
         }
     }
 
-    /// A sync that failed: what it should have made durable counts as done, is still read, and may be nowhere else.
+    /// A sync that failed: the bytes that it should have made durable count as done, are still read, and may be nowhere
+    /// else. Holes and lengths are the file system's own matter, which it will write with the next sync.
     pub fn fail_to_sync(&mut self, changed: u64, random: &mut Rng) {
-        let first_left = self.changes.partition_point(|change| change.number < changed);
-        for change in self.changes.drain(..first_left) {
-            change.apply_some(&mut self.durable, random);
-        }
+        self.changes.retain(|change| {
+            let is_lost = change.number < changed && matches!(change.what, What::Write { .. });
+            if is_lost {
+                change.apply_some(&mut self.durable, random);
+            }
+            !is_lost
+        });
     }
 
     /// What the power cut leaves. `unreadable` is the chance that a sector that was being changed cannot be read.

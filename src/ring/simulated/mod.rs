@@ -13,8 +13,8 @@
 //! - A cancellation comes in time or too late. In time, the operation answers ECANCELED and may have been done in part.
 //! - What is on stable storage, and when: see `disk`. A write with `durable` makes its sectors durable and no change
 //!   of the file's length; a sync of a file what was complete when it was begun; a sync of a folder its names.
-//! - A sync that fails is the worst kind: what it should have made durable is read as before, no later sync
-//!   writes it, and a part of it is on no medium.
+//! - A sync that fails is of the worst kind: the bytes that it should have made durable are read as before, no later
+//!   sync writes them, and a part of them is on no medium.
 //! - A write that fails, but for EINTR and EAGAIN, may have been done in part.
 //! - [`World::cut_power`] keeps or drops each sector that was not synced, and each sector of the writes in flight; ends
 //!   all descriptors and kernels. [`World::kill`] ends descriptors and kernels only: what was written is read.
@@ -886,6 +886,8 @@ impl SimulatedKernel {
             let rings = bell.load(Ordering::SeqCst);
             if rings {
                 ended.push((Completion { token: *token, result: 1 }, Answer::Nothing));
+                let (at, core) = (state.now, self.core);
+                state.trace.note(Event { at, core, kind: Kind::Poll, place: (0, 0, 0), result: 1 });
             }
             !rings
         });
