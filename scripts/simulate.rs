@@ -27,6 +27,9 @@ struct Arguments {
     /// For how long to begin further seeds.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
+    /// Shows the last events before each session's end.
+    #[arg(long)]
+    events: bool,
     /// Goes on behind seeds that fail.
     #[arg(long)]
     keep_going: bool,
@@ -46,7 +49,14 @@ fn main() -> ExitCode {
             break;
         }
         runs += 1;
-        let outcome = catch_unwind(AssertUnwindSafe(|| log::run(seed)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            log::run_observed(seed, &mut |world| {
+                if arguments.events {
+                    world.events().iter().rev().for_each(|event| println!("{event:?}"));
+                    println!();
+                }
+            })
+        }));
         let violation = match outcome {
             Ok(Ok(tally)) => {
                 sum.add(&tally);

@@ -70,7 +70,10 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
     let settings = space.settings();
     let mut recovery = Recovery::default();
     let mut scans = Vec::new();
-    for number in list(core, space)? {
+    let numbers = list(core, space)?;
+    // Whoever made a file may have been killed before its name was durable; from here on it is counted on.
+    sync_folder(core, space).await?;
+    for number in numbers {
         let path = Space::path(&settings.folder, number);
         let failed = |what: &str, errno: Errno| Error::device(format!("{what} {}", path.display()), errno);
         let file = open_for_reading(core, &path).await.map_err(|errno| failed("cannot open", errno))?;
@@ -129,6 +132,7 @@ pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
                 space.give_back(Empty {
                     number: scan.number,
                     file: Some(scan.file.clone()),
+                    durable: true,
                     keeps: Vec::new(),
                 });
                 None
@@ -172,6 +176,13 @@ fn list(core: &Core, space: &Space) -> Result<Vec<u64>> {
     }
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+async fn sync_folder(core: &Rc<Core>, space: &Space) -> Result<()> {
+    let folder = &space.settings().folder;
+    let failed = |errno| Error::device(format!("cannot sync the folder {}", folder.display()), errno);
+    let file = core.open(folder, OpenMode::Read).await.map_err(failed)?;
+    core.sync(&file).await.map_err(failed)
 }
 
 /// Makes sure that what lies in a segment of which nothing counts never will: gives it another epoch.

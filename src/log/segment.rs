@@ -85,7 +85,7 @@ impl Segment {
 impl Drop for Segment {
     fn drop(&mut self) {
         let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let empty = Empty { number: self.number, file: Some(self.file.clone()), keeps };
+        let empty = Empty { number: self.number, file: Some(self.file.clone()), durable: true, keeps };
         if self.retired.load(Ordering::Relaxed) {
             // The file stays as it is, so what says that its records are deleted must stay too.
             self.space.set_aside.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
@@ -117,6 +117,8 @@ pub struct Empty {
     pub number: u64,
     /// The file, if it is open for reading.
     pub file: Option<Arc<Descriptor>>,
+    /// The file's name is on stable storage, and so is its length, if it is whole.
+    pub durable: bool,
     /// What must stay until its header is written anew.
     pub keeps: Vec<Arc<Segment>>,
 }
@@ -369,14 +371,11 @@ impl Keeper {
 
     async fn prepare(&self) -> Result<Prepared> {
         let settings = &self.space.settings;
-        let (empty, fresh) = match self.space.take_free() {
-            Some(empty) => (empty, false),
-            None => {
-                let number = self.space.next_number.fetch_add(1, Ordering::Relaxed);
-                (Empty { number, ..Empty::default() }, true)
-            }
-        };
-        match self.prepare_file(empty.number, empty.file.clone(), fresh).await {
+        let mut empty = self.space.take_free().unwrap_or_else(|| {
+            let number = self.space.next_number.fetch_add(1, Ordering::Relaxed);
+            Empty { number, ..Empty::default() }
+        });
+        match self.prepare_file(&mut empty).await {
             // From here on `empty.keeps` may go: the records that it speaks of are gone.
             Ok(prepared) => Ok(prepared),
             Err((what, errno)) => {
@@ -399,21 +398,18 @@ impl Keeper {
         }
     }
 
-    async fn prepare_file(
-        &self,
-        number: u64,
-        reading: Option<Arc<Descriptor>>,
-        fresh: bool,
-    ) -> std::result::Result<Prepared, (&'static str, Errno)> {
+    async fn prepare_file(&self, empty: &mut Empty) -> std::result::Result<Prepared, (&'static str, Errno)> {
         let settings = &self.space.settings;
+        let number = empty.number;
         let path = Space::path(&settings.folder, number);
         let mode = if settings.direct { OpenMode::WriteDirect } else { OpenMode::WriteBuffered };
         let writing = self.core.open(&path, mode).await.map_err(|errno| ("cannot open", errno))?;
         // Held until the last write of this process is done, even if the process is killed: the next one waits.
         lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
-        // A file that a failed attempt left may be too short.
+        // A file that a failed attempt left may be too short, or have its full length and be lost with the power.
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
-        if fresh || !is_whole {
+        if !empty.durable || !is_whole {
+            empty.durable = false;
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
                 .core
@@ -421,9 +417,10 @@ impl Keeper {
                 .await
                 .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
+            empty.durable = true;
         }
-        let reading = match reading {
-            Some(reading) => reading,
+        let reading = match &empty.file {
+            Some(reading) => reading.clone(),
             None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
         };
         let epoch = self.space.take_epoch();

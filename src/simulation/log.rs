@@ -12,36 +12,33 @@
 //! - What is durable is read back as it was appended, from the segment and from memory.
 //! - Nobody waits for ever, and nothing is called damaged.
 
+mod model;
+mod session;
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fastrand::Rng;
-use rustix::io::Errno;
 
 use super::{Cores, Faults, Kind, Pause, World, WorldSettings};
-use crate::context::Context;
-use crate::error::{self, Error};
-use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{
-    Keeper, Log, LogSettings, Placement, Recovery, Segment, Sink, Space, SpaceSettings, recover,
-};
-use crate::metrics::CoreMetrics;
-use crate::ring::Arena;
-use crate::runtime::Core;
+use crate::log::{Space, SpaceSettings};
+use model::Model;
 
 const FOLDER: &str = "/data/segments";
 const STORE: u64 = 77;
 const SEGMENT_BYTES: u64 = 512 << 10;
 const PIECE_LENGTH: usize = 64 << 10;
+/// More turns than any session takes.
+const TURNS_MAX: usize = 1_000_000;
 
 /// What a run has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Sessions that ended with the power cut.
+    /// Power cuts, in the midst of a session or behind its end.
     pub cuts: u64,
     /// Sessions that were killed.
     pub kills: u64,
@@ -80,27 +77,57 @@ impl Tally {
 /// # Panics
 /// With what the code under test panics.
 pub fn run(seed: u64) -> Result<Tally, String> {
-    let mut scenario = Scenario::new(seed);
-    for _ in 0..scenario.random.usize(2..6) {
-        scenario.session()?;
+    run_observed(seed, &mut |_| {})
+}
+
+/// As [`run`], and shows the world before each session ends.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn run_observed(seed: u64, observe: &mut dyn FnMut(&World)) -> Result<Tally, String> {
+    let mut random = Rng::with_seed(seed);
+    let mut scenario = Scenario::new(seed, random.fork());
+    for _ in 0..random.usize(2..6) {
+        // Most sessions end in their midst; some of them while they recover.
+        let turns = match random.u8(0..4) {
+            0 => random.usize(1..60),
+            1 | 2 => random.usize(1..400),
+            _ => TURNS_MAX,
+        };
+        let ending = if random.u8(0..3) == 0 { Ending::Kill } else { Ending::Cut };
+        scenario.session(Plan::new(&mut random), turns, ending, observe)?;
     }
-    scenario.last_session()?;
+    // Everything is in order again: what is there must be found, and the log must go on.
+    scenario.make_room();
+    for _ in 0..2 {
+        scenario.session_in_order(observe)?;
+    }
     let mut tally = scenario.model.borrow().tally;
     tally.trace = scenario.world.trace();
     Ok(tally)
 }
 
+/// How a session ends, in its midst or behind its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Cut,
+    Kill,
+}
+
+/// A device, what was done to it so far, and what is expected of it.
 struct Scenario {
     world: World,
-    random: Rng,
     capacity_bytes: u64,
     direct: bool,
+    spare_segments: usize,
     model: Rc<RefCell<Model>>,
 }
 
 impl Scenario {
-    fn new(seed: u64) -> Scenario {
-        let mut random = Rng::with_seed(seed);
+    fn new(seed: u64, mut random: Rng) -> Scenario {
         let capacity_bytes = if random.u8(0..3) == 0 { random.u64(2..12) * SEGMENT_BYTES } else { 1 << 30 };
         let direct = random.u8(0..8) > 0;
         let settings = WorldSettings {
@@ -112,100 +139,79 @@ impl Scenario {
             ..WorldSettings::default()
         };
         let world = World::new(settings);
-        world.make_folder(&PathBuf::from(FOLDER));
-        Scenario { world, random, capacity_bytes, direct, model: Rc::default() }
+        world.make_folder(Path::new(FOLDER));
+        Scenario { world, capacity_bytes, direct, spare_segments: random.usize(1..3), model: Rc::default() }
     }
 
-    fn space(&mut self) -> Arc<Space> {
-        Space::new(SpaceSettings {
-            folder: PathBuf::from(FOLDER),
+    fn make_room(&mut self) {
+        self.world.set_capacity_bytes(self.capacity_bytes + 64 * SEGMENT_BYTES);
+    }
+
+    /// One session, for so many turns at most.
+    fn session(
+        &mut self,
+        plan: Plan,
+        turns: usize,
+        ending: Ending,
+        observe: &mut dyn FnMut(&World),
+    ) -> Result<Pause, String> {
+        let space = Space::new(SpaceSettings {
+            folder: FOLDER.into(),
             store: STORE,
             segment_bytes: SEGMENT_BYTES,
             direct: self.direct,
-            spare_segments: self.random.usize(1..3),
-        })
-    }
-
-    fn session(&mut self) -> Result<(), String> {
-        let space = self.space();
+            spare_segments: self.spare_segments,
+        });
         let mut cores = Cores::new(&self.world, 1);
-        let plan = Plan::new(&mut self.random);
         self.world.set_faults(plan.recovery_faults.clone());
         let (world, model, inner) = (self.world.clone(), self.model.clone(), space.clone());
         cores.begin(0, |core| async move {
-            if let Err(violation) = live(&core, &inner, &world, &model, plan).await {
+            if let Err(violation) = session::live(&core, &inner, &world, &model, plan).await {
                 model.borrow_mut().violation.get_or_insert(violation);
             }
         });
-        // Most sessions end in their midst; some early, while they still recover.
-        let turns =
-            if self.random.u8(0..4) == 0 { self.random.usize(1..100) } else { self.random.usize(1..4000) };
         let pause = cores.run(turns);
-        self.close(cores, &space, pause)
+        observe(&self.world);
+        self.end(cores, &space, pause, ending);
+        match (self.model.borrow_mut().violation.take(), pause) {
+            (Some(violation), _) => Err(violation),
+            (None, Pause::Stalled) => Err("everybody waits for ever".to_owned()),
+            (None, pause) => Ok(pause),
+        }
     }
 
-    /// Everything is in order again: what is there must be found, and the log must go on.
-    fn last_session(&mut self) -> Result<(), String> {
-        let space = self.space();
-        self.world.set_faults(Faults::none());
-        self.world.set_capacity_bytes(self.capacity_bytes + 64 * SEGMENT_BYTES);
-        let mut cores = Cores::new(&self.world, 1);
-        let plan = Plan {
-            recovery_faults: Faults::none(),
-            faults: Faults::none(),
-            writers: 2,
-            steps: 20,
-            forgets: false,
-            flushes: true,
-        };
-        let (world, model, inner) = (self.world.clone(), self.model.clone(), space.clone());
+    fn end(&mut self, cores: Cores, space: &Arc<Space>, pause: Pause, ending: Ending) {
+        {
+            // From here on nothing that the session says counts: it does not know yet that it is dead.
+            let model = &mut *self.model.borrow_mut();
+            model.is_dead = true;
+            let is_end = pause == Pause::Ended;
+            model.tally.ends += u64::from(is_end);
+            model.tally.cuts += u64::from(ending == Ending::Cut);
+            model.tally.kills += u64::from(ending == Ending::Kill && !is_end);
+        }
+        match ending {
+            Ending::Cut => cores.cut_power(),
+            Ending::Kill => drop(cores),
+        }
+        let kept = std::mem::take(&mut self.model.borrow_mut().kept);
+        drop(kept);
+        space.close();
+        self.model.borrow_mut().is_dead = false;
+    }
+
+    /// A session in which nothing goes wrong, and nothing may.
+    fn session_in_order(&mut self, observe: &mut dyn FnMut(&World)) -> Result<(), String> {
         let before = self.model.borrow().tally;
-        cores.begin(0, |core| async move {
-            if let Err(violation) = live(&core, &inner, &world, &model, plan).await {
-                model.borrow_mut().violation.get_or_insert(violation);
-            }
-        });
-        let pause = cores.run(1_000_000);
-        self.close(cores, &space, pause)?;
+        let pause = self.session(Plan::in_order(20), TURNS_MAX, Ending::Cut, observe)?;
         let after = self.model.borrow().tally;
         if pause != Pause::Ended || after.failed_recoveries > before.failed_recoveries {
-            return Err(format!("on a device in order the last session did not come to its end: {pause:?}"));
+            return Err(format!("on a device in order a session did not come to its end: {pause:?}"));
         }
         if after.acknowledged - before.acknowledged != after.appended - before.appended {
             return Err("on a device in order not everything was acknowledged".to_owned());
         }
         Ok(())
-    }
-
-    fn close(&mut self, cores: Cores, space: &Space, pause: Pause) -> Result<(), String> {
-        let is_cut = self.random.u8(0..3) > 0;
-        {
-            let tally = &mut self.model.borrow_mut().tally;
-            match (pause, is_cut) {
-                (Pause::Limit, true) => tally.cuts += 1,
-                (Pause::Limit, false) => tally.kills += 1,
-                _ => tally.ends += 1,
-            }
-        }
-        // From here on nothing that the session says counts: it does not know yet that it is dead.
-        self.model.borrow_mut().is_dead = true;
-        if is_cut {
-            cores.cut_power();
-        } else {
-            drop(cores);
-        }
-        let kept = std::mem::take(&mut self.model.borrow_mut().kept);
-        drop(kept);
-        space.close();
-        let mut model = self.model.borrow_mut();
-        model.is_dead = false;
-        if let Some(violation) = model.violation.take() {
-            return Err(violation);
-        }
-        match pause {
-            Pause::Stalled => Err("everybody waits for ever".to_owned()),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -249,317 +255,10 @@ impl Plan {
             flushes: random.u8(0..4) > 0,
         }
     }
-}
 
-/// What is expected. Records are numbered in the order in which they are appended.
-#[derive(Default)]
-struct Model {
-    lengths: BTreeMap<u64, usize>,
-    /// Acknowledged, or found once.
-    firm: BTreeSet<u64>,
-    /// Appended since the last recovery and not acknowledged, in order.
-    pending: Vec<u64>,
-    /// Not found by a recovery: must never come back.
-    cut_off: BTreeSet<u64>,
-    /// Nobody refers to records below this number: they may be found, or not.
-    forgotten_below: u64,
-    kept: BTreeMap<u64, Place>,
-    next_number: u64,
-    /// The session has ended and does not know it.
-    is_dead: bool,
-    violation: Option<String>,
-    tally: Tally,
-}
-
-#[derive(Clone)]
-struct Place {
-    segment: Arc<Segment>,
-    position: u64,
-}
-
-impl Model {
-    fn append(&mut self, length: usize) -> u64 {
-        let number = self.next_number;
-        self.next_number += 1;
-        self.lengths.insert(number, length);
-        self.pending.push(number);
-        self.tally.appended += 1;
-        number
+    /// Nothing goes wrong, and everything is kept.
+    fn in_order(steps: usize) -> Plan {
+        let (recovery_faults, faults) = (Faults::none(), Faults::none());
+        Plan { recovery_faults, faults, writers: 2, steps, forgets: false, flushes: true }
     }
-
-    fn forget(&mut self, below: u64) -> Vec<Place> {
-        self.forgotten_below = self.forgotten_below.max(below);
-        let kept = self.kept.split_off(&self.forgotten_below);
-        std::mem::replace(&mut self.kept, kept).into_values().collect()
-    }
-
-    /// Compares what a recovery has found with what is expected, and goes on from there.
-    fn compare(&mut self, found: &[(u64, usize)]) -> Result<(), String> {
-        if !found.is_sorted_by(|first, second| first.0 < second.0) {
-            return Err(format!("found out of order: {found:?}"));
-        }
-        for &(number, length) in found {
-            match self.lengths.get(&number) {
-                None => return Err(format!("found {number}, which nobody has appended")),
-                Some(&expected) if expected != length => {
-                    return Err(format!("found {length} bytes of {number}, which has {expected}"));
-                }
-                Some(_) if self.cut_off.contains(&number) => {
-                    return Err(format!("{number} was cut off by an earlier start, and has come back"));
-                }
-                Some(_) => {}
-            }
-        }
-        let found: BTreeSet<u64> = found.iter().map(|&(number, _)| number).collect();
-        if let Some(lost) = self.firm.range(self.forgotten_below..).find(|number| !found.contains(number)) {
-            return Err(format!("{lost} was acknowledged, and is lost"));
-        }
-        let pending = std::mem::take(&mut self.pending);
-        let missing =
-            pending.iter().position(|number| !found.contains(number) && *number >= self.forgotten_below);
-        let (beginning, rest) = pending.split_at(missing.unwrap_or(pending.len()));
-        if let Some(number) = rest.iter().find(|number| found.contains(number)) {
-            return Err(format!("{number} is found, and {} before it is not", rest[0]));
-        }
-        self.firm.extend(beginning.iter().filter(|number| found.contains(number)));
-        self.cut_off.extend(rest);
-        Ok(())
-    }
-}
-
-fn byte_of(number: u64, at: usize) -> u8 {
-    (number as usize).wrapping_mul(31).wrapping_add(at.wrapping_mul(7)).wrapping_add(at >> 8) as u8
-}
-
-fn is_content_of(number: u64, bytes: &[u8]) -> bool {
-    bytes.iter().enumerate().all(|(at, &byte)| byte == byte_of(number, at))
-}
-
-/// Tells the model what has become durable.
-struct Durable {
-    model: Rc<RefCell<Model>>,
-}
-
-impl Sink for Durable {
-    type Note = u64;
-
-    fn durable(&self, number: u64, placement: Placement<'_>) {
-        let model = &mut *self.model.borrow_mut();
-        if model.is_dead {
-            return;
-        }
-        if model.pending.first() != Some(&number) {
-            model.violation.get_or_insert(format!("{number} became durable out of turn"));
-            return;
-        }
-        model.pending.remove(0);
-        model.firm.insert(number);
-        model.tally.acknowledged += 1;
-        if placement.hot.upgrade().is_some_and(|hot| !is_content_of(number, &hot)) {
-            model.violation.get_or_insert(format!("{number} is not in memory as it was appended"));
-        }
-        let place = Place { segment: placement.segment.clone(), position: placement.position };
-        model.kept.insert(number, place);
-    }
-
-    fn block_done(&self) {}
-
-    fn failed(&self, _number: u64) {}
-}
-
-/// What the tasks of a session share.
-#[derive(Clone)]
-struct Session {
-    core: Rc<Core>,
-    log: Rc<Log<Durable>>,
-    model: Rc<RefCell<Model>>,
-    forgets: bool,
-}
-
-async fn live(
-    core: &Rc<Core>,
-    space: &Arc<Space>,
-    world: &World,
-    model: &Rc<RefCell<Model>>,
-    plan: Plan,
-) -> Result<(), String> {
-    let Some(mut recovery) = recover_and_check(core, space, world, model).await? else {
-        model.borrow_mut().tally.failed_recoveries += 1;
-        return Ok(());
-    };
-    world.set_faults(plan.faults);
-    let mut random = world.chance();
-    let continuation = recovery.logs.remove(&0).unwrap_or_default();
-    drop(recovery);
-    let arena = Arena::new(6, PIECE_LENGTH).map_err(|errno| format!("no memory: {errno}"))?;
-    let settings = LogSettings {
-        log: 0,
-        block_bytes: if random.bool() { 16 << 10 } else { PIECE_LENGTH },
-        durable: true,
-        next_sequence: continuation.next_sequence,
-        term: continuation.term,
-    };
-    let (keeper, keeping) = Keeper::start(core, space);
-    let (log, flushing) = Log::start(core, settings, arena, keeper, Rc::new(CoreMetrics::new()));
-    let durable = Rc::new(Durable { model: model.clone() });
-    log.set_sink(&durable);
-    let session =
-        Session { core: core.clone(), log: log.clone(), model: model.clone(), forgets: plan.forgets };
-    let writers: Vec<_> =
-        (0..plan.writers).map(|_| core.spawn(write(session.clone(), world.chance(), plan.steps))).collect();
-    for writer in writers {
-        writer.await?;
-    }
-    if plan.flushes {
-        let _ = log.flush(&Context::background()).await;
-    }
-    if log.failure().is_some() {
-        model.borrow_mut().tally.failed_logs += 1;
-    } else if random.bool() {
-        log.close();
-    }
-    flushing.cancel().await;
-    keeping.cancel().await;
-    Ok(())
-}
-
-/// What the segments hold, compared with what is expected. None: recovery has answered an error.
-///
-/// A sync that fails while recovering is left out. What it leaves is read and is on no medium, the next attempt
-/// believes it, and nothing that can be called would tell: only the operator, who is told of the failure, could.
-async fn recover_and_check(
-    core: &Rc<Core>,
-    space: &Arc<Space>,
-    world: &World,
-    model: &Rc<RefCell<Model>>,
-) -> Result<Option<Recovery>, String> {
-    let Ok(recovery) = recover(core, space).await else { return Ok(None) };
-    world.set_faults(Faults::none());
-    if !recovery.damage.is_empty() {
-        return Err(format!("damage was reported: {:?}", recovery.damage));
-    }
-    let found: Vec<_> = recovery
-        .records
-        .iter()
-        .map(|record| (record.header.generation, record.header.length as usize))
-        .collect();
-    model.borrow_mut().compare(&found)?;
-    for record in &recovery.records {
-        let number = record.header.generation;
-        let place = Place { segment: record.segment.clone(), position: record.position };
-        if number >= model.borrow().forgotten_below {
-            check_content(core, number, &place, record.header.length as usize).await?;
-            model.borrow_mut().kept.insert(number, place);
-        }
-    }
-    Ok(Some(recovery))
-}
-
-async fn check_content(core: &Core, number: u64, place: &Place, length: usize) -> Result<(), String> {
-    let (outcome, bytes) = core.read(place.segment.file(), place.position, vec![0; length], 0).await;
-    let where_ = || format!("in segment {} at {}", place.segment.number(), place.position);
-    match outcome {
-        Ok(count) if count < length => Err(format!("{number} {} ends after {count} bytes", where_())),
-        Ok(_) if !is_content_of(number, &bytes) => Err(format!("{number} {} is something else", where_())),
-        Ok(_) => Ok(()),
-        Err(errno) => Err(format!("{number} {} cannot be read: {errno}", where_())),
-    }
-}
-
-/// One task that appends.
-async fn write(session: Session, mut random: Rng, steps: usize) -> Result<(), String> {
-    let Session { core, log, model, .. } = &session;
-    let context = Context::background();
-    for _ in 0..steps {
-        let length = match random.u8(0..8) {
-            0 => 0,
-            1..=4 => random.usize(1..300),
-            5 | 6 => random.usize(1..9000),
-            _ => random.usize(1..=log.payload_length_max()),
-        };
-        let Some((number, sequence)) = append(&session, length).await? else {
-            // Nothing more can be appended, now or for ever.
-            if log.failure().is_some() || !session.forgets {
-                return Ok(());
-            }
-            forget(&session, &mut random);
-            core.sleep(Duration::from_millis(random.u64(1..200))).await;
-            continue;
-        };
-        match random.u8(0..10) {
-            0..=4 => {
-                let outcome = log.acknowledged(&context, sequence).await;
-                if outcome.is_ok() && !model.borrow().firm.contains(&number) {
-                    return Err(format!("{number} was acknowledged before it was durable"));
-                }
-            }
-            5 => {
-                let limit = Duration::from_micros(random.u64(0..500));
-                let _ = core.timeout(limit, log.acknowledged(&context, sequence)).await;
-            }
-            6 => core.sleep(Duration::from_micros(random.u64(0..3000))).await,
-            7 => read_back(&session, &mut random).await?,
-            8 if session.forgets => forget(&session, &mut random),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Appends one record. None: there is no room for it, or the log has failed.
-async fn append(session: &Session, length: usize) -> Result<Option<(u64, u64)>, String> {
-    let Session { log, model, .. } = session;
-    loop {
-        let fill = |space: &mut [u8]| {
-            let number = model.borrow().next_number;
-            space[..length].iter_mut().enumerate().for_each(|(at, byte)| *byte = byte_of(number, at));
-            Ok::<_, Error>(length)
-        };
-        let mut appended_number = 0;
-        let appended: error::Result<_> = log.append(length, true, fill, |length| {
-            let number = model.borrow_mut().append(length);
-            appended_number = number;
-            let kind = if length == 0 { RecordKind::Delete } else { RecordKind::Append };
-            let length = length as u32;
-            (
-                RecordHeader { kind, continued: false, length, generation: number, offset: 0, timestamp: 0 },
-                number,
-            )
-        });
-        match appended {
-            Err(_) => return Ok(None),
-            Ok(Some(appended)) => return Ok(Some((appended_number, appended.sequence))),
-            Ok(None) => {
-                if log.room(&Context::background(), length, true).await.is_err() {
-                    return Ok(None);
-                }
-            }
-        }
-    }
-}
-
-/// Lets the oldest records go, so that their segments are used again.
-fn forget(session: &Session, random: &mut Rng) {
-    let places = {
-        let mut model = session.model.borrow_mut();
-        let (oldest, next) = (model.forgotten_below, model.next_number);
-        let durable = model.pending.first().copied().unwrap_or(next);
-        let below = random.u64(oldest..=durable.max(oldest));
-        model.forget(below)
-    };
-    drop(places);
-}
-
-async fn read_back(session: &Session, random: &mut Rng) -> Result<(), String> {
-    let chosen = {
-        let model = session.model.borrow();
-        let place = random.usize(0..model.kept.len().max(1));
-        model.kept.iter().nth(place).map(|(number, place)| (*number, place.clone(), model.lengths[number]))
-    };
-    let Some((number, place, length)) = chosen else { return Ok(()) };
-    let outcome = check_content(&session.core, number, &place, length).await;
-    // Too many interruptions in a row are an error that says nothing about what is there.
-    let says_nothing =
-        outcome.as_ref().is_err_and(|violation| violation.ends_with(&Errno::CANCELED.to_string()));
-    if says_nothing || session.model.borrow().is_dead { Ok(()) } else { outcome }
 }
