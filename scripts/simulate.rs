@@ -1,9 +1,4 @@
-//! Runs seeds in the simulated world until one fails, or until time is up.
-//!
-//! ```text
-//! cargo run --release --example simulate --features simulation -- --minutes 10
-//! cargo run --release --example simulate --features simulation -- --seed 33
-//! ```
+//! Runs seeds in the simulated world until one fails, or until time is up: see `scripts/simulate`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -67,7 +62,7 @@ fn main() -> ExitCode {
         };
         failures += 1;
         eprintln!("seed {seed}: {violation}");
-        eprintln!("  cargo run --release --example simulate --features simulation -- --seed {seed}");
+        eprintln!("  scripts/simulate --seed {seed}");
         if !arguments.keep_going {
             break;
         }

@@ -31,7 +31,7 @@ mod operation;
 pub mod simulated;
 mod uring;
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::ffi::OsString;
 use std::future::Future;
 use std::os::fd::AsFd;
@@ -158,6 +158,7 @@ pub trait Files {
 /// One core's operations in flight.
 pub struct Ring {
     inner: RefCell<Inner>,
+    closing: Cell<bool>,
 }
 
 struct Inner {
@@ -212,6 +213,7 @@ impl Ring {
                 backlog: std::collections::VecDeque::new(),
                 completions: Vec::with_capacity(256),
             }),
+            closing: Cell::new(false),
         })
     }
 
@@ -301,9 +303,15 @@ impl Ring {
         self.inner.borrow_mut().kernel.unregister_file(place);
     }
 
+    /// Whether the ring is on its way down: what is answered ECANCELED is meant to be.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
     /// Cancels everything and reaps until nothing is in flight, for two seconds at most. True when nothing is
     /// left; what is left is leaked when the ring is dropped.
     pub fn close(&self) -> bool {
+        self.closing.set(true);
         let tokens: Vec<u64> = {
             let inner = self.inner.borrow();
             inner.slots.iter().map(|(slot, entry)| token_of(slot, entry.generation)).collect()

@@ -69,6 +69,22 @@ fn a_segment_that_a_killed_process_has_made_is_durable_before_it_is_used() {
 }
 
 #[test]
+fn interruptions_are_noticed_by_nobody() {
+    for errno in [Errno::INTR, Errno::AGAIN] {
+        let mut scenario = scenario(2);
+        scenario.make_room();
+        let kinds = [Kind::Open, Kind::Allocate, Kind::Sync, Kind::Read, Kind::Write];
+        let faults = kinds.into_iter().fold(Faults::none(), |faults, kind| faults.and(kind, errno, 0.5));
+        let plan = Plan { recovery_faults: faults.clone(), faults, ..Plan::in_order(20) };
+        assert_eq!(scenario.session(plan, TURNS_MAX, Ending::Cut, &mut |_| {}), Ok(Pause::Ended));
+        let tally = scenario.model.borrow().tally;
+        assert_eq!((tally.acknowledged, tally.failed_logs), (tally.appended, 0));
+        let segments = scenario.world.names(Path::new(FOLDER)).unwrap().len();
+        assert!(segments <= 4, "{segments} segments for what fits into few: some were given up");
+    }
+}
+
+#[test]
 fn each_error_alone_loses_nothing_and_ends_nothing_for_ever() {
     for errno in ERRNOS {
         for kind in [Kind::Open, Kind::Allocate, Kind::Sync, Kind::Write, Kind::Files] {
