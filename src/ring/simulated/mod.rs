@@ -128,6 +128,8 @@ struct CoreState {
     ended: Vec<(Completion, Answer)>,
     /// A message has come.
     has_message: bool,
+    /// Something is in the queue that no `enter` has taken.
+    has_queued: bool,
 }
 
 struct Open {
@@ -435,7 +437,7 @@ impl World {
         state.base + state.now
     }
 
-    /// Whether something has come that this core is to look at: a completion, a message, or its bell.
+    /// Whether this core is to `enter`: for a completion, a message, its bell, or what it has queued.
     pub fn calls(&self, core: usize) -> bool {
         let mut state = self.state.borrow_mut();
         state.catch_up();
@@ -511,7 +513,7 @@ impl State {
     fn calls(&self, core: usize) -> bool {
         self.cores.get(&core).is_some_and(|core| {
             let rings = core.polls.iter().any(|(_, bell)| bell.load(Ordering::SeqCst));
-            core.has_message || rings || !core.ended.is_empty()
+            core.has_message || core.has_queued || rings || !core.ended.is_empty()
         })
     }
 
@@ -862,7 +864,20 @@ impl SimulatedKernel {
         }
     }
 
+    fn enqueue(&mut self, queued: Queued) {
+        self.queue.push_back(queued);
+        let state = &mut *self.world.state.borrow_mut();
+        if state.boot == self.boot
+            && let Some(core) = state.cores.get_mut(&self.core)
+        {
+            core.has_queued = true;
+        }
+    }
+
     fn submit(&mut self, state: &mut State) {
+        if let Some(core) = state.cores.get_mut(&self.core) {
+            core.has_queued = false;
+        }
         for queued in self.queue.drain(..) {
             match queued {
                 Queued::Start(token, mut request) => {
@@ -937,7 +952,7 @@ impl Kernel for SimulatedKernel {
             return false;
         }
         let request = self.request_of(operation);
-        self.queue.push_back(Queued::Start(token, request));
+        self.enqueue(Queued::Start(token, request));
         true
     }
 
@@ -945,7 +960,7 @@ impl Kernel for SimulatedKernel {
         if self.queue.len() >= QUEUE_LENGTH {
             return false;
         }
-        self.queue.push_back(Queued::Cancel(token));
+        self.enqueue(Queued::Cancel(token));
         true
     }
 
@@ -1049,7 +1064,10 @@ impl Files for SimulatedKernel {
     }
 
     fn list(&self, folder: &Path) -> Result<Vec<OsString>, Errno> {
-        let mut state = self.world.state.borrow_mut();
+        let state = &mut *self.world.state.borrow_mut();
+        if let Some(Fault::Error(errno)) = state.faults.choose(Kind::Files, &mut state.random) {
+            return Err(errno);
+        }
         let mut names = state.disk.list(folder)?;
         state.random.shuffle(&mut names);
         Ok(names)

@@ -2,6 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use super::*;
+use crate::ring::OpenMode;
 use crate::ring::simulated::{Faults, Kind, WorldSettings};
 use crate::runtime::channel;
 
@@ -79,6 +80,27 @@ fn cores_take_turns_in_any_order_and_time_jumps_to_the_next_timer() {
         assert_eq!(order.borrow()[3..], [2, 1, 0], "timers fire when they are due");
     }
     assert!(firsts.iter().all(|&count| count > 0), "{firsts:?}");
+}
+
+#[test]
+fn more_operations_than_the_queue_holds_are_all_taken() {
+    let world = world(1);
+    let mut cores = Cores::new(&world, 1);
+    let opened = Rc::new(Cell::new(0));
+    let count = opened.clone();
+    world.make_folder(std::path::Path::new("/data"));
+    cores.begin(0, |core| async move {
+        let open = |number: usize| {
+            let core = core.clone();
+            let path = std::path::PathBuf::from(format!("/data/{number}"));
+            core.clone().spawn(async move { core.open(&path, OpenMode::WriteBuffered).await.is_ok() })
+        };
+        for task in (0..100).map(open).collect::<Vec<_>>() {
+            count.set(count.get() + usize::from(task.await));
+        }
+    });
+    assert_eq!(cores.run(1000), Pause::Ended);
+    assert_eq!(opened.get(), 100);
 }
 
 #[test]
