@@ -1,8 +1,8 @@
 //! The log and its recovery, on one core, against a model.
 //!
 //! A run is a number of sessions on one device. A session recovers, checks what it finds, and appends from several
-//! tasks until it is killed, the power is cut, or it is done, while what chance has chosen goes wrong. The last one
-//! runs on a device in order with room, and must succeed.
+//! tasks until it is killed, the power is cut, or it is done, while what chance has chosen goes wrong. The last two
+//! run on a device in order with room, and must succeed.
 //!
 //! What must hold, and is checked:
 //!
