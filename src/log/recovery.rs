@@ -82,6 +82,8 @@ pub struct Survey {
     pub free: Vec<u64>,
     /// How many bytes were read.
     pub scanned_bytes: u64,
+    /// Files without a whole header, in which nothing can be.
+    without_header: Vec<u64>,
     /// Segments of which nothing counts.
     nothing_counts: Vec<u64>,
     /// Positions of blocks that do not count, in segments where others do.
@@ -214,10 +216,11 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     }
     for (index, scan) in scans.iter().enumerate() {
         if !places.contains_key(&index) {
-            let known = known.segments.get(&scan.number);
-            if scan.epoch.is_none() || known.copied() != scan.epoch.map(|epoch| KnownSegment::Begun { epoch })
-            {
-                survey.nothing_counts.push(scan.number);
+            let known = known.segments.get(&scan.number).copied();
+            match scan.epoch {
+                None => survey.without_header.push(scan.number),
+                Some(epoch) if known == Some(KnownSegment::Begun { epoch }) => {}
+                Some(_) => survey.nothing_counts.push(scan.number),
             }
             continue;
         }
@@ -277,6 +280,7 @@ impl Survey {
         for &number in &self.nothing_counts {
             cleared.push((number, clear(core, space, number).await?));
         }
+        self.without_header.iter().for_each(|&number| space.set_begun(number));
         Ok(cleared)
     }
 }

@@ -123,10 +123,34 @@ pub struct Space {
     free: Mutex<Vec<Empty>>,
     cleared: OnceLock<Cleared>,
     keepers: Mutex<Vec<Sender<()>>>,
+    /// Bytes of files that are being made.
+    making: AtomicU64,
     /// Segments that keepers have prepared.
     prepared: AtomicU64,
     /// Bytes that writers were promised room for, and have not appended yet.
     promised: AtomicU64,
+}
+
+/// A segment file that is being made: what it is going to take counts as taken.
+struct Making<'a> {
+    space: &'a Space,
+}
+
+impl<'a> Making<'a> {
+    /// None: there is no room for one more, beside the reserve.
+    fn begin(space: &'a Space, core: &Core) -> Option<Making<'a>> {
+        let settings = &space.settings;
+        let others = space.making.fetch_add(settings.segment_bytes, Ordering::SeqCst);
+        let making = Making { space };
+        let free_bytes = core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
+        (free_bytes >= others + settings.segment_bytes + settings.reserve_bytes).then_some(making)
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.space.making.fetch_sub(self.space.settings.segment_bytes, Ordering::SeqCst);
+    }
 }
 
 /// Room that a writer was promised. What is left of the promise is given back when it is dropped.
@@ -162,6 +186,7 @@ impl Space {
             free: Mutex::default(),
             cleared: OnceLock::new(),
             keepers: Mutex::default(),
+            making: AtomicU64::new(0),
             prepared: AtomicU64::new(0),
             promised: AtomicU64::new(0),
         })
@@ -237,6 +262,12 @@ impl Space {
         let empty = Empty { number, is_durable: true };
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
         self.wake_keepers();
+    }
+
+    /// Takes a file that an attempt to prepare a segment has left.
+    pub(super) fn set_begun(&self, number: u64) {
+        let empty = Empty { number, is_durable: false };
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
     }
 
     fn wake_keepers(&self) {
@@ -498,7 +529,19 @@ impl Keeper {
     async fn fill_holes(&self, number: u64) {
         let path = Space::path(&self.space.settings.folder, number);
         if let Ok(file) = self.core.open(&path, OpenMode::WriteBuffered).await {
-            let _ = self.core.allocate(&file, self.space.settings.segment_bytes, Allocation::Reserve).await;
+            let _ = self.make_whole(&file).await;
+        }
+    }
+
+    /// Fills the holes of a file. XFS wants room for all of it, even where there is no hole.
+    async fn make_whole(&self, file: &Arc<Descriptor>) -> std::result::Result<(), Errno> {
+        let segment_bytes = self.space.settings.segment_bytes;
+        if self.core.allocated_bytes(file)? >= segment_bytes {
+            return Ok(());
+        }
+        match self.core.allocate(file, segment_bytes, Allocation::Reserve).await {
+            Err(errno) if errno != Errno::OPNOTSUPP => Err(errno),
+            _ => Ok(()),
         }
     }
 
@@ -549,10 +592,9 @@ impl Keeper {
         // A file that a failed attempt left may be too short, or have its full length and be lost with the power.
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
         if !empty.is_durable || !is_whole {
-            let free_bytes = self.core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
-            if free_bytes < settings.segment_bytes + settings.reserve_bytes {
+            let Some(_making) = Making::begin(&self.space, &self.core) else {
                 return Err(("cannot make room for", Errno::NOSPC));
-            }
+            };
             empty.is_durable = false;
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
@@ -564,10 +606,7 @@ impl Keeper {
             empty.is_durable = true;
         } else {
             // Where parts were punched out, and there was no room to fill them when it was cleared.
-            match self.core.allocate(&writing, settings.segment_bytes, Allocation::Reserve).await {
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(errno) => return Err(("cannot make room for", errno)),
-            }
+            self.make_whole(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
         }
         let epoch = self.space.take_epoch();
         let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };

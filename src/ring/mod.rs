@@ -123,6 +123,12 @@ pub trait Files {
     /// As fstat(2).
     fn length(&self, file: &Descriptor) -> Result<u64, Errno>;
 
+    /// How much room the file has, in bytes: less than its length where it has holes.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    fn allocated_bytes(&self, file: &Descriptor) -> Result<u64, Errno>;
+
     /// Makes the file this long. What it grows by has no room of its own yet.
     ///
     /// # Errors

@@ -302,6 +302,10 @@ impl Files for SystemFiles {
         rustix::fs::fstat(file).map(|stat| stat.st_size as u64)
     }
 
+    fn allocated_bytes(&self, file: &Descriptor) -> Result<u64, Errno> {
+        rustix::fs::fstat(file).map(|stat| stat.st_blocks as u64 * 512)
+    }
+
     fn set_length(&self, file: &Descriptor, length: u64) -> Result<(), Errno> {
         rustix::fs::ftruncate(file, length)
     }

@@ -148,6 +148,14 @@ impl Core {
         self.ring().files().length(file)
     }
 
+    /// How much room a file has, in bytes: less than its length where it has holes.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn allocated_bytes(&self, file: &Descriptor) -> Result<u64, Errno> {
+        self.ring().files().allocated_bytes(file)
+    }
+
     /// Makes a file this long. What it grows by has no room of its own yet.
     ///
     /// # Errors

@@ -247,6 +247,11 @@ pub struct File {
 }
 
 impl File {
+    /// How much room it has, in bytes.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.current.allocated_pages() * PAGE
+    }
+
     pub fn length(&self) -> u64 {
         self.current.length
     }

@@ -1035,6 +1035,10 @@ impl Files for SimulatedKernel {
         self.with_file(file, |state, number| state.file_mut(number).map(|file| file.length()))
     }
 
+    fn allocated_bytes(&self, file: &Descriptor) -> Result<u64, Errno> {
+        self.with_file(file, |state, number| state.file_mut(number).map(|file| file.allocated_bytes()))
+    }
+
     fn set_length(&self, file: &Descriptor, length: u64) -> Result<(), Errno> {
         self.with_file(file, |state, number| {
             state.check_writable(number)?;
