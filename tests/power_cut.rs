@@ -5,11 +5,12 @@
 //! moment on a disk that refuses everything, as it would on one that was pulled out; then it is killed, and the disk is
 //! mounted again.
 //!
-//! What that can show: metadata that was not made durable (the entry of a new segment in its folder, its length, blocks
-//! that were reserved and not yet written, the store's own file), whatever went through the page cache without a sync,
-//! and acknowledgements of what was never written. What it cannot show: a direct write to initialised blocks that
-//! lacks its `RWF_DSYNC`, because it has passed the page cache by and is on the disk; and the cache of a real disk,
-//! torn sectors, and sectors that come in another order.
+//! What that can show: what was acknowledged without being written, or written without a sync through the page cache
+//! or to blocks that were only reserved (their metadata is lost), deletions and ends that left no record, and whatever
+//! a start makes of a log that ends somewhere. What it cannot show: a direct write to initialised blocks that lacks its
+//! `RWF_DSYNC`, because it has passed the page cache by and is on the disk; a folder that was not synced, because on
+//! both file systems the sync of a new file brings its entry along; the cache of a real disk, torn sectors, and sectors
+//! that come in another order.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
