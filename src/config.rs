@@ -9,6 +9,8 @@
 //! error, because a misspelt limit that is silently ignored is found out in the worst hour; so is a bad value,
 //! even where a stronger source overrides it.
 
+mod retention;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -85,6 +87,8 @@ settings! {
     segment_bytes: Option<u64> = "auto", "SIZE", read_segment_size;
     /// Segments that each core keeps prepared ahead of its writers
     spare_segments: usize = "2", "COUNT", read_count;
+    /// What is kept of sealed objects, such as "cameras age=7d size=100GB; * age=30d"; nothing is deleted by default
+    retention: Retention = "", "RULES", read_retention;
     /// Connections open at a time; further ones are refused
     connections_max: usize = "10000", "COUNT", read_count;
     /// The longest request line with its headers
@@ -408,6 +412,9 @@ fn same_listener(one: SocketAddr, other: SocketAddr) -> bool {
 fn invalid(why: String) -> Error {
     Error::new(Kind::InvalidArgument, why)
 }
+
+use retention::read_retention;
+pub use retention::{Retention, RetentionRule};
 
 type Read<T> = std::result::Result<T, String>;
 

@@ -2,15 +2,15 @@
 //!
 //! A [`Keeper`] (one per core) keeps a few segments prepared, so that a log never waits for one: each is there in
 //! full length, its blocks are initialised (so that writing them changes no metadata), and its header with a new
-//! epoch is on stable storage. A [`Segment`] that nobody refers to any more, neither an object nor a reader,
-//! goes back to the [`Space`] that all keepers draw from before they make a new file.
+//! epoch is on stable storage. A [`Segment`] in which nothing is needed, and that no reader holds, goes back to the
+//! [`Space`] that all keepers draw from before they make a new file.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -32,26 +32,15 @@ const FAILURES_MAX: u32 = 3;
 pub struct Segment {
     number: u64,
     epoch: u64,
-    file: Arc<Descriptor>,
-    /// A failed segment is kept as it is: it is never used again.
-    retired: AtomicBool,
-    /// Segments with what says that records in this one are deleted: not used again before this one is.
-    keeps: Mutex<Vec<Arc<Segment>>>,
+    /// Nothing in it is needed any more: whoever lets go of it last gives its file back.
+    is_empty: AtomicBool,
+    /// Never used again: it failed, or it holds what makes clear that parts of a failed one are void.
+    is_pinned: AtomicBool,
+    has_failed: AtomicBool,
     space: Arc<Space>,
 }
 
 impl Segment {
-    pub(super) fn new(number: u64, epoch: u64, file: Arc<Descriptor>, space: Arc<Space>) -> Arc<Segment> {
-        Arc::new(Segment {
-            number,
-            epoch,
-            file,
-            retired: AtomicBool::new(false),
-            keeps: Mutex::default(),
-            space,
-        })
-    }
-
     /// The segment's number.
     pub fn number(&self) -> u64 {
         self.number
@@ -62,41 +51,32 @@ impl Segment {
         self.epoch
     }
 
-    /// The file, for reading through the page cache.
-    pub fn file(&self) -> &Arc<Descriptor> {
-        &self.file
+    /// Whether it is never to be used again.
+    pub fn is_pinned(&self) -> bool {
+        self.is_pinned.load(Ordering::Relaxed)
     }
 
-    /// Says that `later` holds the deletion of records in this segment, so that it must stay as long as they could
-    /// be found here.
-    ///
-    /// The deletion is logged by the core that wrote the records, so `later` is never an earlier segment of that
-    /// log, and no circle of segments that keep each other comes about.
-    pub fn keep(&self, later: &Arc<Segment>) {
-        if later.epoch != self.epoch {
-            let mut keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
-            if !keeps.iter().any(|kept| kept.epoch == later.epoch) {
-                keeps.push(later.clone());
-            }
-        }
+    /// Says that nothing in it is needed any more, except by those who hold it.
+    pub fn set_empty(&self) {
+        self.is_empty.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps the segment from ever being used again. False: it is kept already.
+    /// Keeps the segment from ever being used again.
+    pub(super) fn pin(&self) {
+        self.is_pinned.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps the segment from ever being used again, because it has failed. False: it had failed already.
     pub(super) fn retire(&self) -> bool {
-        !self.retired.swap(true, Ordering::Relaxed)
+        self.pin();
+        !self.has_failed.swap(true, Ordering::Relaxed)
     }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let empty = Empty { number: self.number, file: Some(self.file.clone()), keeps };
-        if self.retired.load(Ordering::Relaxed) {
-            // The file stays as it is, so what says that its records are deleted must stay too.
-            self.space.set_aside.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
-        } else {
-            self.space.give_back(empty);
-        }
+        let is_to_be_used = *self.is_empty.get_mut() && !*self.is_pinned.get_mut();
+        self.space.let_go(self.number, is_to_be_used);
     }
 }
 
@@ -113,31 +93,54 @@ pub struct SpaceSettings {
     pub direct: bool,
     /// How many segments each keeper keeps prepared.
     pub spare_segments: usize,
+    /// How much of the file system no segment is made in, in bytes: the books of the store can always be written, so
+    /// that a full disk can be emptied.
+    pub reserve_bytes: u64,
 }
 
-/// A segment in which nothing is alive.
-#[derive(Default)]
-pub struct Empty {
-    /// Its number.
-    pub number: u64,
-    /// The file, if it is open for reading.
-    pub file: Option<Arc<Descriptor>>,
-    /// What must stay until its header is written anew.
-    pub keeps: Vec<Arc<Segment>>,
-}
+/// Who learns that a file has been cleared: its number and its new epoch.
+pub type Cleared = Box<dyn Fn(u64, u64) + Send + Sync>;
 
-/// The segments of a store that hold nothing, and the numbers for new ones. Shared by all cores; touched when a
-/// segment changes hands, never on the data path.
+/// The segments of a store, those that hold nothing, and the numbers for new ones. Shared by all cores; touched when
+/// a segment changes hands, never on the data path.
+///
+/// A segment in which nothing is needed any more goes through three hands before it is written again: whoever let go
+/// of it last says so here, a keeper *clears* it (its header with a new epoch is on stable storage then, and nothing
+/// in it can be taken for anything), and who keeps the books of the store says that it is *free*.
 pub struct Space {
     settings: SpaceSettings,
     next_number: AtomicU64,
     next_epoch: AtomicU64,
-    free: Mutex<Vec<Empty>>,
-    /// Files that failed: never used again, and neither is what must stay as long as they do.
-    set_aside: Mutex<Vec<Empty>>,
-    /// Segments that were begun after a failure: their term voids what the failed one may still hold.
-    pinned: Mutex<Vec<Arc<Segment>>>,
+    in_use: Mutex<HashMap<u64, Weak<Segment>>>,
+    emptied: Mutex<Vec<u64>>,
+    free: Mutex<Vec<u64>>,
+    cleared: OnceLock<Cleared>,
     keepers: Mutex<Vec<Sender<()>>>,
+    /// Segments that keepers have prepared.
+    prepared: AtomicU64,
+    /// Bytes that writers were promised room for, and have not appended yet.
+    promised: AtomicU64,
+}
+
+/// Room that a writer was promised. What is left of the promise is given back when it is dropped.
+pub struct Promise {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Promise {
+    /// Some of it was used.
+    pub fn use_up(&mut self, bytes: u64) {
+        let used = bytes.min(self.bytes);
+        self.bytes -= used;
+        self.space.promised.fetch_sub(used, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.use_up(self.bytes);
+    }
 }
 
 impl Space {
@@ -147,10 +150,13 @@ impl Space {
             settings,
             next_number: AtomicU64::new(1),
             next_epoch: AtomicU64::new(1),
+            in_use: Mutex::default(),
+            emptied: Mutex::default(),
             free: Mutex::default(),
-            set_aside: Mutex::default(),
-            pinned: Mutex::default(),
+            cleared: OnceLock::new(),
             keepers: Mutex::default(),
+            prepared: AtomicU64::new(0),
+            promised: AtomicU64::new(0),
         })
     }
 
@@ -164,8 +170,14 @@ impl Space {
         folder.join(format!("{number:012}.segment"))
     }
 
+    /// Says who learns that a file has been cleared. Once.
+    pub fn set_cleared(&self, cleared: Cleared) {
+        let was_first = self.cleared.set(cleared).is_ok();
+        assert!(was_first, "the books of a store are kept in one place");
+    }
+
     /// Goes on behind these numbers and epochs, which were found in use.
-    pub(super) fn resume_after(&self, number: u64, epoch: u64) {
+    pub fn resume_after(&self, number: u64, epoch: u64) {
         self.next_number.fetch_max(number + 1, Ordering::Relaxed);
         self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
     }
@@ -180,12 +192,76 @@ impl Space {
         self.next_epoch.load(Ordering::Relaxed)
     }
 
-    /// Takes a file in which nothing is alive any more.
-    pub fn give_back(&self, empty: Empty) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+    /// The segment with this number, in this use of it.
+    pub fn segment(self: &Arc<Self>, number: u64, epoch: u64) -> Arc<Segment> {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(segment) = in_use.get(&number).and_then(Weak::upgrade)
+            && segment.epoch == epoch
+        {
+            return segment;
+        }
+        let segment = Arc::new(Segment {
+            number,
+            epoch,
+            is_empty: AtomicBool::new(false),
+            is_pinned: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            space: self.clone(),
+        });
+        in_use.insert(number, Arc::downgrade(&segment));
+        segment
+    }
+
+    fn let_go(&self, number: u64, is_to_be_used: bool) {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have taken it up anew meanwhile.
+        if in_use.get(&number).is_some_and(|segment| segment.strong_count() == 0) {
+            in_use.remove(&number);
+        }
+        drop(in_use);
+        if is_to_be_used {
+            self.emptied.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+            self.wake_keepers();
+        }
+    }
+
+    /// Takes a segment that was cleared, and of which no book says anything else.
+    pub fn set_free(&self, number: u64) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        self.wake_keepers();
+    }
+
+    fn wake_keepers(&self) {
         for keeper in self.keepers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             keeper.send(());
         }
+    }
+
+    /// How many bytes segments have room for that nothing is written to yet, made or still to be made.
+    pub fn room_bytes(&self, core: &Core) -> u64 {
+        let settings = &self.settings;
+        let made = self.free_segments() as u64 + self.prepared.load(Ordering::Relaxed);
+        // Where nothing is known of the disk, writing to it will tell.
+        let free_bytes = core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
+        let to_be_made = free_bytes.saturating_sub(settings.reserve_bytes) / settings.segment_bytes;
+        made.saturating_add(to_be_made).saturating_mul(settings.segment_bytes)
+    }
+
+    /// Promises room for so many bytes of payload.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`]: there is none, or others were promised it.
+    pub fn promise(self: &Arc<Self>, core: &Core, bytes: u64) -> Result<Promise> {
+        // Headers of records and blocks, and what is left over at the ends of segments.
+        let with_headers = bytes.saturating_add(bytes / 64).saturating_add(self.settings.segment_bytes / 16);
+        let promised = self.promised.fetch_add(bytes, Ordering::Relaxed);
+        let promise = Promise { space: self.clone(), bytes };
+        let room = self.room_bytes(core);
+        if promised.saturating_add(with_headers) > room {
+            let message = format!("there is no room for {bytes} bytes: {room} are free, {promised} promised");
+            return Err(Error::new(Kind::NoSpace, message));
+        }
+        Ok(promise)
     }
 
     /// How many segments hold nothing and are not prepared.
@@ -198,21 +274,12 @@ impl Space {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Lets go of all files, when nobody uses the store any more.
-    pub fn close(&self) {
-        loop {
-            // What is dropped here may give further segments back.
-            let mut all = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
-            all.append(&mut self.set_aside.lock().unwrap_or_else(PoisonError::into_inner));
-            let pinned = std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner));
-            if all.is_empty() && pinned.is_empty() {
-                return;
-            }
-        }
+    fn take_free(&self) -> Option<u64> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn take_free(&self) -> Option<Empty> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn take_emptied(&self) -> Option<u64> {
+        self.emptied.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
@@ -244,6 +311,7 @@ pub struct Keeper {
     /// Segments in a row that failed for another reason than the moment.
     failures: Cell<u32>,
     preparing: Cell<bool>,
+    is_released: Cell<bool>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -263,6 +331,7 @@ impl Keeper {
             attempts: Cell::new(0),
             failures: Cell::new(0),
             preparing: Cell::new(false),
+            is_released: Cell::new(false),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -272,6 +341,7 @@ impl Keeper {
         let task = core.spawn(async move {
             while orders.receive().await.is_some() {
                 while orders.try_receive().is_some() {}
+                working.clear_emptied().await;
                 working.fill_up().await;
             }
         });
@@ -299,6 +369,11 @@ impl Keeper {
         self.space.settings.segment_bytes
     }
 
+    /// The folder of the segments.
+    pub fn folder(&self) -> &Path {
+        &self.space.settings.folder
+    }
+
     /// The store's number.
     pub fn store(&self) -> u64 {
         self.space.settings.store
@@ -322,6 +397,9 @@ impl Keeper {
     /// Takes a prepared segment and orders the next one.
     pub(super) fn take(&self) -> Option<Prepared> {
         let prepared = self.prepared.borrow_mut().pop_front();
+        if prepared.is_some() {
+            self.space.prepared.fetch_sub(1, Ordering::Relaxed);
+        }
         self.starving.set(prepared.is_none());
         // Where the last attempt has failed another one follows when there is reason to hope: see `try_again`.
         if self.trouble.borrow().is_none() {
@@ -335,14 +413,25 @@ impl Keeper {
         self.starving.set(true);
     }
 
-    /// Keeps a segment from being used again as long as the store runs.
-    pub(super) fn pin(&self, segment: &Arc<Segment>) {
-        self.space.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(segment.clone());
+    /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.
+    pub fn try_again(&self) {
+        self.work.send(());
     }
 
-    /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.
-    pub(super) fn try_again(&self) {
-        self.work.send(());
+    /// What all keepers of the store share.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
+    }
+
+    /// Lets go of what is prepared, when nothing is written any more: each holds nothing in the use that it was prepared
+    /// for.
+    pub fn release(&self) {
+        self.is_released.set(true);
+        for prepared in self.prepared.borrow_mut().drain(..) {
+            if let Some(cleared) = self.space.cleared.get() {
+                cleared(prepared.segment.number(), prepared.segment.epoch());
+            }
+        }
     }
 
     /// Sets the log that this keeper works for.
@@ -352,7 +441,7 @@ impl Keeper {
 
     async fn fill_up(&self) {
         let wanted = self.space.settings.spare_segments.max(1);
-        while self.prepared() < wanted {
+        while self.prepared() < wanted && !self.is_released.get() {
             self.preparing.set(true);
             let outcome = self.prepare().await;
             self.preparing.set(false);
@@ -361,6 +450,7 @@ impl Keeper {
             match outcome {
                 Ok(prepared) => {
                     self.prepared.borrow_mut().push_back(prepared);
+                    self.space.prepared.fetch_add(1, Ordering::Relaxed);
                     *self.trouble.borrow_mut() = None;
                 }
                 Err(error) => {
@@ -380,33 +470,51 @@ impl Keeper {
         }
     }
 
+    /// Makes the files of segments in which nothing is needed any more unreadable as what they were.
+    async fn clear_emptied(&self) {
+        while let Some(number) = self.space.take_emptied() {
+            match clear(&self.core, &self.space, number).await {
+                Ok(epoch) => {
+                    self.fill_holes(number).await;
+                    if let Some(cleared) = self.space.cleared.get() {
+                        cleared(number, epoch);
+                    }
+                }
+                // It stays what it was; the next start finds it.
+                Err(error) => tracing::warn!(%error, "a segment cannot be used again"),
+            }
+        }
+    }
+
+    /// Gives a segment back the room that was punched out of it. Without room it is found out when it is prepared.
+    async fn fill_holes(&self, number: u64) {
+        let path = Space::path(&self.space.settings.folder, number);
+        if let Ok(file) = self.core.open(&path, OpenMode::WriteBuffered).await {
+            let _ = self.core.allocate(&file, self.space.settings.segment_bytes, Allocation::Reserve).await;
+        }
+    }
+
     async fn prepare(&self) -> Result<Prepared> {
         let settings = &self.space.settings;
         if let Some(error) = self.failure() {
             return Err(error);
         }
-        let (empty, fresh) = match self.space.take_free() {
-            Some(empty) => (empty, false),
-            None => {
-                let number = self.space.next_number.fetch_add(1, Ordering::Relaxed);
-                (Empty { number, ..Empty::default() }, true)
-            }
+        let (number, fresh) = match self.space.take_free() {
+            Some(number) => (number, false),
+            None => (self.space.next_number.fetch_add(1, Ordering::Relaxed), true),
         };
-        match self.prepare_file(empty.number, empty.file.clone(), fresh).await {
-            // From here on `empty.keeps` may go: the records that it speaks of are gone.
+        match self.prepare_file(number, fresh).await {
             Ok(prepared) => {
                 self.failures.set(0);
                 Ok(prepared)
             }
             Err((what, errno)) => {
-                let path = Space::path(&settings.folder, empty.number);
+                let path = Space::path(&settings.folder, number);
+                let error = Error::device(format!("{what} segment {}", path.display()), errno);
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
-                let is_for_now = policy(errno).is_for_now();
-                let list = if is_for_now { &self.space.free } else { &self.space.set_aside };
-                list.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
-                let error = Error::device(format!("{what} segment {}", path.display()), errno);
-                if is_for_now {
+                if policy(errno).is_for_now() {
+                    self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
                     return Err(error);
                 }
                 tracing::error!(%error, "a segment could not be prepared");
@@ -425,7 +533,6 @@ impl Keeper {
     async fn prepare_file(
         &self,
         number: u64,
-        reading: Option<Arc<Descriptor>>,
         fresh: bool,
     ) -> std::result::Result<Prepared, (&'static str, Errno)> {
         let settings = &self.space.settings;
@@ -437,6 +544,10 @@ impl Keeper {
         // A file that a failed attempt left may be too short.
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
         if fresh || !is_whole {
+            let free_bytes = self.core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
+            if free_bytes < settings.segment_bytes + settings.reserve_bytes {
+                return Err(("cannot make room for", Errno::NOSPC));
+            }
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
                 .core
@@ -444,18 +555,19 @@ impl Keeper {
                 .await
                 .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
+        } else {
+            // Where parts were punched out, and there was no room to fill them when it was cleared.
+            match self.core.allocate(&writing, settings.segment_bytes, Allocation::Reserve).await {
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(("cannot make room for", errno)),
+            }
         }
-        let reading = match reading {
-            Some(reading) => reading,
-            None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
-        };
         let epoch = self.space.take_epoch();
         let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
         let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
         let written = self.core.write(&writing, None, 0, region, true).await;
         written.map_err(|errno| ("cannot write the header of", errno))?;
-        let segment = Segment::new(number, epoch, reading, self.space.clone());
-        Ok(Prepared { segment, writing })
+        Ok(Prepared { segment: self.space.segment(number, epoch), writing })
     }
 
     /// Gives a new file its full length and, where nobody waits for it, initialised blocks.
@@ -499,11 +611,23 @@ impl Keeper {
     }
 }
 
+/// Gives a segment's file a header with a new epoch, which it answers: nothing that lies in it counts any more.
+pub(super) async fn clear(core: &Rc<Core>, space: &Space, number: u64) -> Result<u64> {
+    let path = Space::path(&space.settings.folder, number);
+    let failed = |errno| Error::device(format!("cannot clear {}", path.display()), errno);
+    let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
+    let epoch = space.take_epoch();
+    let (store, length) = (space.settings.store, space.settings.segment_bytes);
+    let region = header_region(&SegmentHeader { store, number, epoch, length }).map_err(failed)?;
+    core.write(&file, None, 0, region, true).await.map_err(failed)?;
+    Ok(epoch)
+}
+
 /// Opens a segment for reading: no readahead, which could reach what is not written yet.
-pub(super) async fn open_for_reading(
-    core: &Core,
-    path: &Path,
-) -> std::result::Result<Arc<Descriptor>, Errno> {
+///
+/// # Errors
+/// As open(2).
+pub async fn open_for_reading(core: &Core, path: &Path) -> std::result::Result<Arc<Descriptor>, Errno> {
     let file = core.open(path, OpenMode::Read).await?;
     core.read_nothing_ahead(&file)?;
     Ok(file)

@@ -145,6 +145,12 @@ pub trait Files {
     /// As posix_fadvise(2).
     fn read_nothing_ahead(&self, file: &Descriptor) -> Result<(), Errno>;
 
+    /// How many bytes the file system of a folder has left for us.
+    ///
+    /// # Errors
+    /// As statvfs(3).
+    fn free_bytes(&self, folder: &Path) -> Result<u64, Errno>;
+
     /// The names in a folder, in no order.
     ///
     /// # Errors

@@ -315,6 +315,12 @@ impl Files for SystemFiles {
         rustix::fs::fadvise(file, 0, None, Advice::Random)
     }
 
+    fn free_bytes(&self, folder: &Path) -> Result<u64, Errno> {
+        let disk = rustix::fs::statvfs(folder)?;
+        // A file system that has no size, such as ramfs, keeps no count.
+        Ok(if disk.f_blocks == 0 { u64::MAX } else { disk.f_bavail * disk.f_frsize })
+    }
+
     fn list(&self, folder: &Path) -> Result<Vec<OsString>, Errno> {
         let names = std::fs::read_dir(folder)
             .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect());

@@ -171,6 +171,14 @@ impl Core {
         self.ring().files().read_nothing_ahead(file)
     }
 
+    /// How many bytes the file system of a folder has left for us.
+    ///
+    /// # Errors
+    /// As statvfs(3).
+    pub fn free_bytes(&self, folder: &Path) -> Result<u64, Errno> {
+        self.ring().files().free_bytes(folder)
+    }
+
     /// The names in a folder, in no order.
     ///
     /// # Errors

@@ -3,19 +3,19 @@
 //! Every call goes to a core as a message and waits for its answer; nothing of the caller's runtime is needed but
 //! its wakers. Dropping a future of [`Store`] never leaves half of a change: the call runs to its end on its core.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use super::catalog::Page;
 use super::listing::ListingQuery;
-use super::local::{LocalStore, Shared, call_on};
+use super::local::{LocalStore, call_on};
 use super::name::Name;
-use super::namespace::Listing;
 use super::object::{Metadata, Object};
 use super::reader::{More, Piece, Reader};
+use super::shared::Shared;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Either, Receiver, Sender, channel, race};
@@ -91,9 +91,11 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`].
     pub async fn open(&self, context: &Context, name: &Name, offset: u64) -> Result<StoreReader> {
-        let _ = context;
-        let object = self.shared.namespace().find(name).ok_or_else(|| not_found(name))?;
-        Ok(self.reader(object, offset))
+        let (context, wanted) = (context.clone(), name.clone());
+        let object = call_on(&self.shared, self.any_core(), move |local| async move {
+            local.find(&context, &wanted).await
+        });
+        Ok(self.reader(object.await?.ok_or_else(|| not_found(name))?, offset))
     }
 
     /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind.
@@ -106,7 +108,7 @@ impl Store {
         let (_waiting, mut given_up) = channel::<()>();
         let object = call_on(&self.shared, self.any_core(), move |local| async move {
             match race(local.find_when_begun(&context, &name), given_up.receive()).await {
-                Either::First(object) => Ok(object),
+                Either::First(object) => object,
                 Either::Second(_) => Err(gone()),
             }
         })
@@ -118,11 +120,11 @@ impl Store {
         let (orders, mut received) = channel::<ReaderOrder>();
         let watched = object.clone();
         self.shared.call(self.any_core(), move |local| {
-            let reader = Rc::new(RefCell::new(local.read(watched, offset)));
+            let mut reader = local.read(watched, offset);
             let serving = async move {
                 while let Some((length_max, done)) = received.receive().await {
                     // An order is only given when the one before was answered: what comes instead is the end.
-                    match race(next_bytes(&reader, length_max), received.receive()).await {
+                    match race(next_bytes(&mut reader, length_max), received.receive()).await {
                         Either::First(outcome) => done.send(outcome),
                         Either::Second(_) => return,
                     }
@@ -134,8 +136,15 @@ impl Store {
     }
 
     /// The page of a bucket that is asked for.
-    pub fn list(&self, bucket: &str, query: &ListingQuery) -> Listing {
-        self.shared.namespace().list(bucket, query)
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`Kind::Closed`].
+    pub async fn list(&self, context: &Context, bucket: &str, query: &ListingQuery) -> Result<Page> {
+        let (context, bucket, query) = (context.clone(), bucket.to_owned(), query.clone());
+        call_on(&self.shared, self.any_core(), move |local| async move {
+            local.list(&context, &bucket, &query).await
+        })
+        .await
     }
 
     /// Deletes all generations of a name; durable when this returns.
@@ -250,23 +259,21 @@ impl StoreReader {
 }
 
 /// The next bytes of a reader: from memory if they are there, else from the file.
-async fn next_bytes(reader: &RefCell<Reader>, length_max: usize) -> Result<Option<Bytes>> {
+async fn next_bytes(reader: &mut Reader, length_max: usize) -> Result<Option<Bytes>> {
     let context = Context::background();
     loop {
         let mut pieces: Vec<Piece> = Vec::with_capacity(1);
-        let length = reader.borrow_mut().gather(length_max.max(1) as u64, 1, &mut pieces);
+        reader.locate().await?;
+        let length = reader.gather(length_max.max(1) as u64, 1, &mut pieces);
         if let Some(piece) = pieces.pop() {
             let bytes = match &piece.hot {
                 Some(region) => Bytes::copy_from_slice(region),
                 None => read_piece(reader, &piece).await?,
             };
-            reader.borrow_mut().advance(length as u64);
+            reader.advance(length as u64);
             return Ok(Some(bytes));
         }
-        // Nobody else uses this reader, and `more` only needs to look at it.
-        let local = reader.borrow().local().clone();
-        let waiting = local.read(reader.borrow().object().clone(), reader.borrow().offset());
-        match waiting.more(&context, 0).await {
+        match reader.more(&context, 0).await {
             More::Available => {}
             More::Sealed => return Ok(None),
             More::Interrupted => {
@@ -276,9 +283,10 @@ async fn next_bytes(reader: &RefCell<Reader>, length_max: usize) -> Result<Optio
     }
 }
 
-async fn read_piece(reader: &RefCell<Reader>, piece: &Piece) -> Result<Bytes> {
-    let core = reader.borrow().local().core().clone();
-    let (result, buffer) = core.read(piece.segment.file(), piece.position, vec![0; piece.length], 0).await;
+async fn read_piece(reader: &Reader, piece: &Piece) -> Result<Bytes> {
+    let local = reader.local();
+    let file = local.file(&piece.segment).await?;
+    let (result, buffer) = local.core().read(&file, piece.position, vec![0; piece.length], 0).await;
     match result {
         Ok(count) if count == piece.length => Ok(Bytes::from(buffer)),
         Ok(_) => Err(Error::new(Kind::Damaged, format!("segment {} is too short", piece.segment.number()))),

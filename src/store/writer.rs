@@ -3,10 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::local::{Live, LocalStore, Note, record};
+use super::commits::{Live, Note};
+use super::local::{LocalStore, record};
 use super::object::{Object, State, microseconds};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::log::Promise;
 use crate::log::format::RecordKind;
 
 /// Writes one object. Dropping it without [`Writer::seal`] interrupts the object: what was appended is kept, and
@@ -19,11 +21,18 @@ pub struct Writer {
     /// The block with the last record of this object.
     sequence: u64,
     ended: bool,
+    /// Room for what is still to come, where that was told.
+    promise: Option<Promise>,
 }
 
 impl Writer {
-    pub(super) fn new(local: Rc<LocalStore>, live: Rc<Live>, sequence: u64) -> Writer {
-        Writer { local, live, offset: 0, sequence, ended: false }
+    pub(super) fn new(
+        local: Rc<LocalStore>,
+        live: Rc<Live>,
+        sequence: u64,
+        promise: Option<Promise>,
+    ) -> Writer {
+        Writer { local, live, offset: 0, sequence, ended: false, promise }
     }
 
     /// The object.
@@ -59,7 +68,7 @@ impl Writer {
         })?;
         let Some(appended) = appended else { return Ok(None) };
         if appended.length > 0 {
-            self.offset += appended.length as u64;
+            self.advance(appended.length as u64);
             self.sequence = appended.sequence;
         }
         Ok(Some(appended.length))
@@ -140,8 +149,15 @@ impl Writer {
                 None => log.room(context, part.len(), true).await?,
             }
         }
-        self.offset = offset;
+        self.advance(offset - self.offset);
         Ok(())
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.offset += bytes;
+        if let Some(promise) = &mut self.promise {
+            promise.use_up(bytes);
+        }
     }
 
     /// Waits until everything that was appended is durable. Dropping the future changes nothing.

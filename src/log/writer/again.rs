@@ -54,7 +54,7 @@ impl<S: Sink> Log<S> {
                 }
                 state.term += 1;
                 state.term_start = state.durable_sequence;
-                self.keeper.pin(&active.segment);
+                active.segment.pin();
                 let blocks: Vec<_> = state
                     .in_flight
                     .iter()
@@ -68,7 +68,7 @@ impl<S: Sink> Log<S> {
                     let prepared = self.wait_for_segment().await?;
                     let full = std::mem::replace(&mut active, self.activate(prepared));
                     self.leave(full.place);
-                    self.keeper.pin(&active.segment);
+                    active.segment.pin();
                 }
                 let copy = restamped(&region, |header| BlockHeader {
                     epoch: active.segment.epoch(),
