@@ -60,6 +60,8 @@ pub mod metrics;
 pub mod ring;
 pub mod runtime;
 pub mod serve;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 pub mod store;
 
 pub use config::Config;

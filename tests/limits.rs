@@ -35,7 +35,7 @@ fn a_limit_of_file_sizes_is_a_full_disk_and_not_the_end() {
         return; // who may raise a limit again
     }
     let place = folder();
-    let command = ["prlimit", "--fsize=1048576:unlimited"];
+    let command = ["prlimit", "--fsize=3145728:unlimited"];
     let mut server = Server::start_small_at(&place.path().join("data"), &command, &[]);
     for number in 0..4 {
         assert_full(&server.try_put(&format!("/b/{number}"), b"hello", &[]));

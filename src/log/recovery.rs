@@ -131,6 +131,8 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     let mut survey = Survey::default();
     let mut scans = Vec::new();
     let numbers = list(core, space)?;
+    // Whoever made a file may have been killed before its name was durable; from here on it is counted on.
+    sync_folder(core, space).await?;
     for number in known.segments.keys().filter(|number| numbers.binary_search(number).is_err()) {
         if !matches!(known.segments[number], KnownSegment::Free { .. }) {
             survey.damage.push(format!("segment {number} is missing: what lies in it is lost"));
@@ -342,6 +344,13 @@ fn list(core: &Core, space: &Space) -> Result<Vec<u64>> {
     }
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+async fn sync_folder(core: &Rc<Core>, space: &Space) -> Result<()> {
+    let folder = &space.settings().folder;
+    let failed = |errno| Error::device(format!("cannot sync the folder {}", folder.display()), errno);
+    let file = core.open(folder, OpenMode::Read).await.map_err(failed)?;
+    core.sync(&file).await.map_err(failed)
 }
 
 /// Overwrites the headers of blocks that do not count, in a segment where others do.

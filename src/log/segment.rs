@@ -98,6 +98,13 @@ pub struct SpaceSettings {
     pub reserve_bytes: u64,
 }
 
+/// A segment that holds nothing.
+struct Empty {
+    number: u64,
+    /// The file's name is on stable storage, and so is its length, if it is whole.
+    is_durable: bool,
+}
+
 /// Who learns that a file has been cleared: its number and its new epoch.
 pub type Cleared = Box<dyn Fn(u64, u64) + Send + Sync>;
 
@@ -113,7 +120,7 @@ pub struct Space {
     next_epoch: AtomicU64,
     in_use: Mutex<HashMap<u64, Weak<Segment>>>,
     emptied: Mutex<Vec<u64>>,
-    free: Mutex<Vec<u64>>,
+    free: Mutex<Vec<Empty>>,
     cleared: OnceLock<Cleared>,
     keepers: Mutex<Vec<Sender<()>>>,
     /// Segments that keepers have prepared.
@@ -227,7 +234,8 @@ impl Space {
 
     /// Takes a segment that was cleared, and of which no book says anything else.
     pub fn set_free(&self, number: u64) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        let empty = Empty { number, is_durable: true };
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
         self.wake_keepers();
     }
 
@@ -274,7 +282,7 @@ impl Space {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    fn take_free(&self) -> Option<u64> {
+    fn take_free(&self) -> Option<Empty> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
@@ -499,22 +507,22 @@ impl Keeper {
         if let Some(error) = self.failure() {
             return Err(error);
         }
-        let (number, fresh) = match self.space.take_free() {
-            Some(number) => (number, false),
-            None => (self.space.next_number.fetch_add(1, Ordering::Relaxed), true),
-        };
-        match self.prepare_file(number, fresh).await {
+        let mut empty = self.space.take_free().unwrap_or_else(|| Empty {
+            number: self.space.next_number.fetch_add(1, Ordering::Relaxed),
+            is_durable: false,
+        });
+        match self.prepare_file(&mut empty).await {
             Ok(prepared) => {
                 self.failures.set(0);
                 Ok(prepared)
             }
             Err((what, errno)) => {
-                let path = Space::path(&settings.folder, number);
+                let path = Space::path(&settings.folder, empty.number);
                 let error = Error::device(format!("{what} segment {}", path.display()), errno);
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
                 if policy(errno).is_for_now() {
-                    self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+                    self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
                     return Err(error);
                 }
                 tracing::error!(%error, "a segment could not be prepared");
@@ -530,24 +538,22 @@ impl Keeper {
         }
     }
 
-    async fn prepare_file(
-        &self,
-        number: u64,
-        fresh: bool,
-    ) -> std::result::Result<Prepared, (&'static str, Errno)> {
+    async fn prepare_file(&self, empty: &mut Empty) -> std::result::Result<Prepared, (&'static str, Errno)> {
         let settings = &self.space.settings;
+        let number = empty.number;
         let path = Space::path(&settings.folder, number);
         let mode = if settings.direct { OpenMode::WriteDirect } else { OpenMode::WriteBuffered };
         let writing = self.core.open(&path, mode).await.map_err(|errno| ("cannot open", errno))?;
         // Held until the last write of this process is done, even if the process is killed: the next one waits.
         lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
-        // A file that a failed attempt left may be too short.
+        // A file that a failed attempt left may be too short, or have its full length and be lost with the power.
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
-        if fresh || !is_whole {
+        if !empty.is_durable || !is_whole {
             let free_bytes = self.core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
             if free_bytes < settings.segment_bytes + settings.reserve_bytes {
                 return Err(("cannot make room for", Errno::NOSPC));
             }
+            empty.is_durable = false;
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
                 .core
@@ -555,6 +561,7 @@ impl Keeper {
                 .await
                 .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
+            empty.is_durable = true;
         } else {
             // Where parts were punched out, and there was no room to fill them when it was cleared.
             match self.core.allocate(&writing, settings.segment_bytes, Allocation::Reserve).await {

@@ -77,8 +77,8 @@ impl Kernel for Faulty {
         Ok(())
     }
 
-    fn adopt(&mut self, result: i32) -> Descriptor {
-        self.inner.adopt(result)
+    fn land(&mut self, completion: Completion, operation: &mut Operation) {
+        self.inner.land(completion, operation);
     }
 
     fn register_arena(&mut self, arena: &Arena) -> std::result::Result<(), Errno> {

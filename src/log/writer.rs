@@ -159,6 +159,8 @@ enum Lack {
 
 struct Active {
     segment: Arc<Segment>,
+    /// The last segment that could be had: kept for records without a payload, until there is another one.
+    is_reserve: bool,
     writing: Arc<Descriptor>,
     place: Option<u32>,
     position: u64,
@@ -466,13 +468,20 @@ impl<S: Sink> Log<S> {
         }
     }
 
-    /// How much of the segment is left, in bytes. Where there is no other one, the end of it is kept for records
+    /// How much of the segment is left, in bytes. Where there is no other one, all or the end of it is kept for records
     /// without a payload, so that a full disk can be emptied.
     fn room_in(&self, active: &Active, is_data: bool) -> usize {
+        if is_data && active.is_reserve && self.is_short_of_segments() {
+            return 0;
+        }
         let segment_bytes = self.keeper.segment_bytes();
         let is_last = is_data && self.keeper.prepared() == 0;
         let reserve = if is_last { segment_bytes / RESERVE_SHARE } else { 0 };
         (segment_bytes - active.position).saturating_sub(reserve) as usize
+    }
+
+    fn is_short_of_segments(&self) -> bool {
+        self.keeper.trouble().is_some()
     }
 
     /// Opens a block of at least this length. Its limit is the segment's: what data may take of that is settled with
@@ -486,7 +495,7 @@ impl<S: Sink> Log<S> {
         assert!(state.open.as_ref().is_none_or(|open| open.records == 0));
         state.open = None;
         if state.active.as_ref().is_none_or(|active| self.room_in(active, is_data) < length)
-            && !self.next_segment(state)
+            && !self.next_segment(state, is_data)
         {
             return Err(Lack::Segment);
         }
@@ -502,9 +511,16 @@ impl<S: Sink> Log<S> {
         Ok(())
     }
 
-    fn next_segment(&self, state: &mut State<S::Note>) -> bool {
+    /// Goes on in the next segment. The last one of a full disk is not for data.
+    fn next_segment(&self, state: &mut State<S::Note>, is_data: bool) -> bool {
+        let is_reserve = self.is_short_of_segments() && self.keeper.prepared() <= 1;
+        if is_data && is_reserve {
+            self.keeper.hurry();
+            return false;
+        }
         let Some(prepared) = self.keeper.take() else { return false };
-        if let Some(former) = state.active.replace(self.activate(prepared))
+        let next = Active { is_reserve, ..self.activate(prepared) };
+        if let Some(former) = state.active.replace(next)
             && former.in_flight == 0
         {
             self.leave(former.place);
@@ -516,6 +532,7 @@ impl<S: Sink> Log<S> {
         Active {
             place: self.core.ring().register_file(&prepared.writing),
             segment: prepared.segment,
+            is_reserve: false,
             writing: prepared.writing,
             position: SEGMENT_HEADER_LENGTH as u64,
             in_flight: 0,

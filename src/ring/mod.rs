@@ -27,9 +27,11 @@
 
 mod arena;
 mod operation;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulated;
 mod uring;
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::ffi::OsString;
 use std::future::Future;
 use std::os::fd::AsFd;
@@ -83,8 +85,9 @@ pub trait Kernel {
     /// Only what leaves the kernel unusable.
     fn enter(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> Result<(), Errno>;
 
-    /// Makes a descriptor of what an operation that produces one answered.
-    fn adopt(&mut self, result: i32) -> Descriptor;
+    /// Gives the operation what its completion stands for and the memory that it owns does not hold yet: a new
+    /// descriptor, and whatever else a kernel that is not the system's has for it.
+    fn land(&mut self, completion: Completion, operation: &mut Operation);
 
     /// Tells the kernel of the arena that writes will come from. An error means that writes take the plain
     /// way, which costs more CPU and is otherwise the same.
@@ -161,6 +164,7 @@ pub trait Files {
 /// One core's operations in flight.
 pub struct Ring {
     inner: RefCell<Inner>,
+    closing: Cell<bool>,
 }
 
 struct Inner {
@@ -215,6 +219,7 @@ impl Ring {
                 backlog: std::collections::VecDeque::new(),
                 completions: Vec::with_capacity(256),
             }),
+            closing: Cell::new(false),
         })
     }
 
@@ -304,9 +309,15 @@ impl Ring {
         self.inner.borrow_mut().kernel.unregister_file(place);
     }
 
+    /// Whether the ring is on its way down: what is answered ECANCELED is meant to be.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
     /// Cancels everything and reaps until nothing is in flight, for two seconds at most. True when nothing is
     /// left; what is left is leaked when the ring is dropped.
     pub fn close(&self) -> bool {
+        self.closing.set(true);
         let tokens: Vec<u64> = {
             let inner = self.inner.borrow();
             inner.slots.iter().map(|(slot, entry)| token_of(slot, entry.generation)).collect()
@@ -383,10 +394,7 @@ impl Inner {
         if slot.generation != generation {
             return Landing::Nothing;
         }
-        if completion.result >= 0 && slot.operation.produces_descriptor() {
-            let descriptor = self.kernel.adopt(completion.result);
-            slot.operation.receive(descriptor);
-        }
+        self.kernel.land(completion, &mut slot.operation);
         match std::mem::replace(&mut slot.state, State::Landed(completion.result)) {
             State::InFlight(Some(waker)) => Landing::Wake(waker),
             State::InFlight(None) => Landing::Nothing,
@@ -404,8 +412,22 @@ impl Inner {
 
 /// Wakes the core that listens to this event descriptor; from any thread.
 pub fn ring_bell(bell: &Descriptor) {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(handle) = bell.as_simulated() {
+        return handle.set_ringing(true);
+    }
     // It can fail only when the counter is full, and then the bell is already ringing.
     let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+}
+
+/// Silences a bell, so that it can be heard again.
+pub fn silence_bell(bell: &Descriptor) {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(handle) = bell.as_simulated() {
+        return handle.set_ringing(false);
+    }
+    let mut count = [0; 8];
+    let _ = rustix::io::read(bell, &mut count);
 }
 
 /// An operation in flight: resolves to its result and the operation itself.

@@ -9,19 +9,47 @@ use super::arena::Region;
 /// An open file, socket or pipe end. Closed when dropped; operations in flight hold it open.
 #[derive(Debug)]
 pub struct Descriptor {
-    system: OwnedFd,
+    inside: Inside,
+}
+
+#[derive(Debug)]
+enum Inside {
+    System(OwnedFd),
+    #[cfg(any(test, feature = "simulation"))]
+    Simulated(super::simulated::Handle),
 }
 
 impl Descriptor {
     /// The system's descriptor.
+    ///
+    /// # Panics
+    /// If it is one of a simulated kernel.
     pub fn system(&self) -> &OwnedFd {
-        &self.system
+        match &self.inside {
+            Inside::System(system) => system,
+            #[cfg(any(test, feature = "simulation"))]
+            Inside::Simulated(handle) => panic!("the system knows nothing of {handle:?}"),
+        }
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Descriptor {
+    pub(super) fn simulated(handle: super::simulated::Handle) -> Descriptor {
+        Descriptor { inside: Inside::Simulated(handle) }
+    }
+
+    pub(super) fn as_simulated(&self) -> Option<&super::simulated::Handle> {
+        match &self.inside {
+            Inside::System(_) => None,
+            Inside::Simulated(handle) => Some(handle),
+        }
     }
 }
 
 impl From<OwnedFd> for Descriptor {
     fn from(system: OwnedFd) -> Descriptor {
-        Descriptor { system }
+        Descriptor { inside: Inside::System(system) }
     }
 }
 

@@ -238,10 +238,13 @@ impl Kernel for Uring {
         Ok(())
     }
 
-    fn adopt(&mut self, result: i32) -> Descriptor {
-        // SAFETY: the kernel has just answered this number to an accept or open of ours: it is open, and
-        // nobody else knows it.
-        Descriptor::from(unsafe { OwnedFd::from_raw_fd(result) })
+    fn land(&mut self, completion: Completion, operation: &mut Operation) {
+        if completion.result >= 0 && operation.produces_descriptor() {
+            // SAFETY: the kernel has just answered this number to an accept or open of ours: it is open, and
+            // nobody else knows it.
+            let descriptor = unsafe { OwnedFd::from_raw_fd(completion.result) };
+            operation.receive(Descriptor::from(descriptor));
+        }
     }
 
     fn register_arena(&mut self, arena: &Arena) -> Result<(), Errno> {

@@ -11,7 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::timer::{Elapsed, Sleep, Timers};
-use crate::ring::{Descriptor, Operation, Readiness, Ring, Wait, ring_bell};
+use crate::ring::{Descriptor, Operation, Readiness, Ring, Wait, ring_bell, silence_bell};
 
 pub use async_task::Task;
 
@@ -69,15 +69,20 @@ impl Mailbox {
     /// # Errors
     /// EMFILE, when the process has no descriptor left.
     pub fn new() -> Result<Arc<Mailbox>, Errno> {
-        static IDENTITY: AtomicU64 = AtomicU64::new(1);
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Mailbox {
+        Ok(Mailbox::with_bell(Descriptor::from(bell)))
+    }
+
+    /// A mailbox with this bell: what [`ring_bell`] and [`silence_bell`] take.
+    pub(crate) fn with_bell(bell: Descriptor) -> Arc<Mailbox> {
+        static IDENTITY: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Mailbox {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
             handed_over: SegQueue::new(),
             asleep: AtomicBool::new(false),
-            bell: Arc::new(Descriptor::from(bell)),
+            bell: Arc::new(bell),
             address: AtomicI32::new(-1),
-        }))
+        })
     }
 
     /// Puts a task where its core will run it; from any thread.
@@ -197,30 +202,25 @@ impl Core {
     /// # Errors
     /// What leaves the ring unusable.
     pub fn run<F: Future>(self: &Rc<Core>, main: F) -> Result<F::Output, Errno> {
-        let _current = Entered::new(self);
-        let doorman = self.spawn(listen_to_bell(self.clone()));
-        let mut main = pin!(main);
-        let main_waker = Arc::new(MainWaker { mailbox: self.mailbox.clone(), woken: AtomicBool::new(true) });
-        let waker = Waker::from(main_waker.clone());
+        let _entered = self.enter();
+        let mut running = Running::new(self, main);
         let output = loop {
-            self.collect();
-            if main_waker.woken.swap(false, Ordering::AcqRel)
-                && let Poll::Ready(output) = main.as_mut().poll(&mut Context::from_waker(&waker))
-            {
-                break output;
-            }
-            self.run_ready();
-            let wait = self.may_wait(&main_waker.woken);
-            let outcome = self.ring.turn(wait);
-            self.mailbox.asleep.store(false, Ordering::SeqCst);
-            outcome?;
+            match running.work() {
+                Turn::Ended(output) => break output,
+                Turn::Waits(wait) => self.ring.turn(wait)?,
+            };
         };
-        drop(doorman);
-        self.wind_down();
+        running.end();
         Ok(output)
     }
 
+    /// Makes this core the one whose turn it is on this thread, until what is returned is dropped.
+    pub(crate) fn enter(&self) -> Entered {
+        Entered::new(self)
+    }
+
     fn collect(&self) {
+        self.mailbox.asleep.store(false, Ordering::SeqCst);
         self.turns.set(self.turns.get() + 1);
         self.now.set(self.ring.now());
         while let Some(runnable) = self.mailbox.handed_over.pop() {
@@ -285,8 +285,59 @@ impl Core {
     }
 }
 
+/// A core at work: the loop of [`Core::run`] in pieces, for whoever turns several cores in one thread. Everything on
+/// it is called between [`Core::enter`] and the drop of what that returns.
+pub(crate) struct Running<F: Future> {
+    core: Rc<Core>,
+    main: Pin<Box<F>>,
+    main_waker: Arc<MainWaker>,
+    waker: Waker,
+    doorman: Task<()>,
+}
+
+/// How a core's work came to a pause.
+pub(crate) enum Turn<T> {
+    /// The main future is done.
+    Ended(T),
+    /// The next thing to do is a turn of the ring, which may wait like this. Until the next work begins, the core is
+    /// asleep for the others if this is not [`Wait::No`].
+    Waits(Wait),
+}
+
+impl<F: Future> Running<F> {
+    pub(crate) fn new(core: &Rc<Core>, main: F) -> Running<F> {
+        let main_waker = Arc::new(MainWaker { mailbox: core.mailbox.clone(), woken: AtomicBool::new(true) });
+        Running {
+            core: core.clone(),
+            main: Box::pin(main),
+            waker: Waker::from(main_waker.clone()),
+            main_waker,
+            doorman: core.spawn(listen_to_bell(core.clone())),
+        }
+    }
+
+    /// Runs what is ready.
+    pub(crate) fn work(&mut self) -> Turn<F::Output> {
+        self.core.collect();
+        if self.main_waker.woken.swap(false, Ordering::AcqRel)
+            && let Poll::Ready(output) = self.main.as_mut().poll(&mut Context::from_waker(&self.waker))
+        {
+            return Turn::Ended(output);
+        }
+        self.core.run_ready();
+        Turn::Waits(self.core.may_wait(&self.main_waker.woken))
+    }
+
+    /// Cancels what is still in flight, and drops the main future and what tasks are ready.
+    pub(crate) fn end(self) {
+        let Running { core, main, doorman, .. } = self;
+        drop((main, doorman));
+        core.wind_down();
+    }
+}
+
 /// Marks this core as the one whose turn it is, until dropped.
-struct Entered;
+pub(crate) struct Entered;
 
 impl Entered {
     fn new(core: &Core) -> Entered {
@@ -328,8 +379,7 @@ async fn listen_to_bell(core: Rc<Core>) {
         if core.ring.start(poll).await.0.is_err() {
             return; // the ring is going down
         }
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&*bell, &mut count);
+        silence_bell(&bell);
     }
 }
 

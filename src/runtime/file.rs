@@ -15,13 +15,27 @@ use crate::errno::policy;
 use crate::ring::{Allocation, Descriptor, OpenMode, Operation, Region};
 
 impl Core {
+    /// Runs an operation, and runs it again where the answer says nothing about it: after an interruption, and after a
+    /// cancellation that nobody has asked for (kernel workers before Linux 6.14 could do that), once.
+    async fn persist(&self, mut operation: Operation) -> (Result<u32, Errno>, Operation) {
+        let mut repeated = false;
+        loop {
+            let (result, back) = self.ring().start(operation).await;
+            operation = back;
+            match result {
+                Err(errno) if !self.ring().is_closing() && policy(errno).repeats(&mut repeated) => {}
+                result => return (result, operation),
+            }
+        }
+    }
+
     /// Opens a file.
     ///
     /// # Errors
     /// As open(2); EINVAL where the file system has no `O_DIRECT`.
     pub async fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<Descriptor>, Errno> {
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
-        match self.ring().start(Operation::Open { path, mode, opened: None }).await {
+        match self.persist(Operation::Open { path, mode, opened: None }).await {
             (Ok(_), Operation::Open { opened: Some(file), .. }) => Ok(Arc::new(file)),
             (Ok(_), _) => unreachable!("an open without a file"),
             (Err(errno), _) => Err(errno),
@@ -39,7 +53,7 @@ impl Core {
         allocation: Allocation,
     ) -> Result<(), Errno> {
         let operation = Operation::Allocate { file: file.clone(), length, allocation };
-        self.ring().start(operation).await.0.map(drop)
+        self.persist(operation).await.0.map(drop)
     }
 
     /// Gives the room of a part of a file back, which then reads as zeroes. The file keeps its length. It is durable
@@ -49,7 +63,7 @@ impl Core {
     /// As fallocate(2); EOPNOTSUPP where the file system has no holes.
     pub async fn punch(&self, file: &Arc<Descriptor>, position: u64, length: u64) -> Result<(), Errno> {
         let operation = Operation::Punch { file: file.clone(), position, length };
-        self.ring().start(operation).await.0.map(drop)
+        self.persist(operation).await.0.map(drop)
     }
 
     /// Makes a file's or a folder's content durable.
@@ -57,7 +71,7 @@ impl Core {
     /// # Errors
     /// As fsync(2). After one the content is unknown: do not try again on the same file.
     pub async fn sync(&self, file: &Arc<Descriptor>) -> Result<(), Errno> {
-        self.ring().start(Operation::Sync { file: file.clone() }).await.0.map(drop)
+        self.persist(Operation::Sync { file: file.clone() }).await.0.map(drop)
     }
 
     /// Reads into `buffer[start..]` and gives the buffer back with the count; less than asked for only at the
@@ -70,20 +84,18 @@ impl Core {
         start: usize,
     ) -> (Result<usize, Errno>, Vec<u8>) {
         let mut filled = start;
-        let mut repeated = false;
         loop {
             if filled == buffer.len() {
                 return (Ok(filled - start), buffer);
             }
             let at = position + (filled - start) as u64;
             let operation = Operation::Read { file: file.clone(), position: at, buffer, start: filled };
-            let (result, operation) = self.ring().start(operation).await;
+            let (result, operation) = self.persist(operation).await;
             let Operation::Read { buffer: back, .. } = operation else { unreachable!("another operation") };
             buffer = back;
             match result {
                 Ok(0) => return (Ok(filled - start), buffer),
                 Ok(count) => filled += count as usize,
-                Err(errno) if policy(errno).repeats(&mut repeated) => {}
                 Err(errno) => return (Err(errno), buffer),
             }
         }
@@ -103,7 +115,6 @@ impl Core {
         durable: bool,
     ) -> Result<(), Errno> {
         let mut written = 0;
-        let mut repeated = false;
         while written < region.len() {
             let operation = Operation::Write {
                 file: file.clone(),
@@ -112,7 +123,7 @@ impl Core {
                 region: region.slice(written..region.len()),
                 durable,
             };
-            match self.ring().start(operation).await.0 {
+            match self.persist(operation).await.0 {
                 Ok(0) => return Err(Errno::IO),
                 // A direct write goes on at an aligned place; what overlaps is written twice, the same.
                 Ok(count) if written + (count as usize) < region.len() => {
@@ -123,7 +134,6 @@ impl Core {
                     written = next;
                 }
                 Ok(count) => written += count as usize,
-                Err(errno) if policy(errno).repeats(&mut repeated) => {}
                 Err(errno) => return Err(errno),
             }
         }
@@ -239,19 +249,10 @@ impl Pipe {
     ) -> Result<usize, Errno> {
         assert_eq!(self.held, 0, "a pipe is emptied before it is filled");
         let length = length.min(self.capacity) as u32;
-        let mut repeated = false;
-        loop {
-            let operation =
-                Operation::Splice { file: file.clone(), position, pipe: self.writing.clone(), length };
-            match core.ring().start(operation).await.0 {
-                Ok(count) => {
-                    self.held = count as usize;
-                    return Ok(self.held);
-                }
-                Err(errno) if policy(errno).repeats(&mut repeated) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
+        let operation =
+            Operation::Splice { file: file.clone(), position, pipe: self.writing.clone(), length };
+        self.held = core.persist(operation).await.0? as usize;
+        Ok(self.held)
     }
 
     /// Moves bytes from the pipe to the socket, as many as it takes now. None: it is full. `more`: the rest follows

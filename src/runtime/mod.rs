@@ -17,6 +17,8 @@ mod timer;
 
 pub use self::channel::{Receiver, Sender, channel};
 pub use self::core::{Core, Mailbox, Task, TaskGroup, allowed_processors};
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use self::core::{Running, Turn};
 pub use self::file::Pipe;
 pub use self::race::{Either, race, yield_now};
 pub use self::stream::{Listener, Stream};

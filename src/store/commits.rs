@@ -138,7 +138,9 @@ impl Sink for Commits {
                 self.enter(&live, change);
             }
             Note::Delete(object) => {
-                object.set_durably_deleted();
+                if self.shared.namespace().deletion_is_durable(&object) {
+                    self.metrics.objects_deleted.increment();
+                }
                 self.forget(&object);
                 self.shared.enter(Write::Delete(object, use_of(placement.segment)));
             }
@@ -173,8 +175,7 @@ impl Sink for Commits {
             Note::Create { live, .. } | Note::Append { live, .. } | Note::End { live, .. } => {
                 self.end_without_log(&live)
             }
-            // Who asked for the deletion learns of the failure; a restart may find the object again. What was there
-            // before stays where it was.
+            // Who asked for the deletion learns of the failure. What was there before stays where it was.
             Note::Delete(_) | Note::Tombstone { .. } | Note::Copy { .. } => {}
         }
     }

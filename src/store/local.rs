@@ -116,11 +116,11 @@ impl LocalStore {
                 Message::Grown(generation) => self.commits.grown().wake(&generation),
                 Message::Begun(name) => self.names.wake(&name),
                 Message::Forget(name) => drop(self.objects.borrow_mut().forget(&name)),
-                Message::Delete(object, done, refusals) => {
+                Message::Delete(objects, done, refusals) => {
                     let local = self.clone();
-                    self.spawn(async move { local.delete_object(object, done, refusals).await });
+                    self.spawn(async move { local.delete_here(objects, done, refusals).await });
                 }
-                Message::Supersede(object) => self.delete_superseded(object),
+                Message::Supersede(objects) => self.delete_superseded(objects),
                 Message::Call(call) => call(&self),
             }
         }
@@ -429,10 +429,10 @@ impl LocalStore {
     /// As [`LocalStore::delete`].
     pub(super) async fn delete_sealed(&self, name: &Name, generation: u64) -> Result<bool> {
         let pin = self.complete(name).await?;
-        let removed = self.shared.namespace().remove_sealed(name, generation);
+        let Some(object) = self.shared.namespace().sealed_generation(name, generation) else {
+            return Ok(false);
+        };
         drop(pin);
-        let Some(object) = removed else { return Ok(false) };
-        self.metrics.objects_deleted.increment();
         self.delete_objects(vec![object]).await?;
         Ok(true)
     }
@@ -451,51 +451,43 @@ impl LocalStore {
     /// [`Kind::NotFound`]; [`Kind::NoSpace`]; the failure of a log, and then the deletion may be undone by a restart.
     pub async fn delete(&self, _context: &Context, name: &Name) -> Result<()> {
         let pin = self.complete(name).await?;
-        let objects = self.shared.namespace().remove(name);
+        let objects = self.shared.namespace().to_be_deleted(name);
         drop(pin);
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
         }
-        self.metrics.objects_deleted.add(objects.len() as u64);
         self.delete_objects(objects).await
     }
 
     /// Has deletions logged, and waits until they are durable.
-    pub(super) async fn delete_objects(&self, objects: Vec<Arc<Object>>) -> Result<()> {
-        let count = objects.len();
+    async fn delete_objects(&self, objects: Vec<Arc<Object>>) -> Result<()> {
         let (done, mut outcomes) = channel();
-        for object in objects {
-            self.shared.send(self.core.index(), Message::Delete(object, done.clone(), 0));
-        }
-        drop(done);
-        for _ in 0..count {
-            let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
-            outcomes.receive().await.unwrap_or_else(|| Err(gone()))?;
-        }
-        Ok(())
+        self.shared.send(self.core.index(), Message::Delete(objects, done, 0));
+        let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
+        outcomes.receive().await.unwrap_or_else(|| Err(gone()))
     }
 
-    /// Logs a deletion here, or on the next core where there is no room.
-    async fn delete_object(&self, object: Arc<Object>, done: Sender<Result<()>>, refusals: usize) {
-        let outcome = self.log_deletion(object.clone()).await;
+    /// Logs deletions here, or on the next core where there is no room.
+    async fn delete_here(&self, objects: Vec<Arc<Object>>, done: Sender<Result<()>>, refusals: usize) {
+        let outcome = self.log_deletions(&objects).await;
         let has_no_room = outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
         if has_no_room && refusals + 1 < self.shared.cores() {
             let next = (self.core.index() + 1) % self.shared.cores();
-            self.shared.send(next, Message::Delete(object, done, refusals + 1));
+            self.shared.send(next, Message::Delete(objects, done, refusals + 1));
         } else {
             done.send(outcome);
         }
     }
 
-    /// Has the deletion of a superseded object logged. Where the disk is full that waits for room.
-    fn delete_superseded(self: &Rc<Self>, object: Arc<Object>) {
+    /// Has the deletion of superseded objects logged. Where the disk is full that waits for room.
+    fn delete_superseded(self: &Rc<Self>, objects: Vec<Arc<Object>>) {
         let local = self.clone();
         self.spawn(async move {
             loop {
-                match local.delete_objects(vec![object.clone()]).await {
+                match local.delete_objects(objects.clone()).await {
                     Err(error) if error.kind() == Kind::NoSpace => local.core.sleep(DELETION_PAUSE).await,
                     Err(error) => {
-                        tracing::warn!(object = %object.name(), %error, "what is superseded could not be deleted");
+                        tracing::warn!(object = %objects[0].name(), %error, "what is superseded could not be deleted");
                         return;
                     }
                     Ok(()) => return,
@@ -504,10 +496,14 @@ impl LocalStore {
         });
     }
 
-    /// Logs a deletion on this core, and waits until it is durable.
-    async fn log_deletion(&self, object: Arc<Object>) -> Result<()> {
-        let generation = object.generation();
-        self.log_record(RecordKind::Delete, generation, || Note::Delete(object.clone())).await
+    /// Logs deletions on this core, and waits until they are durable. They are in the order of the generations, so a
+    /// crash in between leaves the newest: a name never falls back to an older one.
+    async fn log_deletions(&self, objects: &[Arc<Object>]) -> Result<()> {
+        for object in objects {
+            let generation = object.generation();
+            self.log_record(RecordKind::Delete, generation, || Note::Delete(object.clone())).await?;
+        }
+        Ok(())
     }
 
     /// Logs the deletion of a generation once more, which was logged in the segment with this number, and waits

@@ -247,34 +247,46 @@ impl Namespace {
                 }
             });
         entry.generations = kept;
-        superseded.iter().for_each(|object| object.set_deleted());
+        for object in &superseded {
+            object.set_deleted();
+        }
         entry.deleted.extend(superseded.iter().cloned());
         superseded
     }
 
-    /// Takes all generations of a name out, of a complete entry. Answers them, and with them what was deleted before
-    /// and is not durably so: the name is gone for good only when all of these are.
-    pub fn remove(&self, name: &Name) -> Vec<Arc<Object>> {
-        let mut inner = self.lock();
-        let Some(entry) = inner.entries.get_mut(name) else { return Vec::new() };
-        let removed = std::mem::take(&mut entry.generations);
-        removed.iter().for_each(|object| object.set_deleted());
-        entry.deleted.extend(removed);
-        entry.deleted.iter().filter(|object| !object.is_durably_deleted()).cloned().collect()
+    /// All generations of a name that a deletion must be logged of, in ascending order, of a complete entry: what it
+    /// holds, and what was superseded and is not durably deleted. Nothing, if the name serves nothing.
+    pub fn to_be_deleted(&self, name: &Name) -> Vec<Arc<Object>> {
+        let inner = self.lock();
+        let Some(entry) = inner.entries.get(name).filter(|entry| !entry.generations.is_empty()) else {
+            return Vec::new();
+        };
+        let superseded = entry.deleted.iter().filter(|object| !object.is_durably_deleted());
+        let mut all: Vec<_> = entry.generations.iter().chain(superseded).cloned().collect();
+        all.sort_by_key(|object| object.generation());
+        all
     }
 
-    /// Takes one generation out if it is there and its state is what it was: sealed. Its deletion is to be logged.
-    pub fn remove_sealed(&self, name: &Name, generation: u64) -> Option<Arc<Object>> {
+    /// One generation of a complete entry, if it is there and sealed.
+    pub fn sealed_generation(&self, name: &Name, generation: u64) -> Option<Arc<Object>> {
+        let inner = self.lock();
+        let is_it = |object: &&Arc<Object>| {
+            object.generation() == generation && object.state() == State::Sealed
+        };
+        inner.entries.get(name)?.generations.iter().find(is_it).cloned()
+    }
+
+    /// The deletion of this generation is durable: the name does not lead to it any more. False: it did not before.
+    pub fn deletion_is_durable(&self, object: &Arc<Object>) -> bool {
+        object.set_durably_deleted();
+        let was_there = !object.set_deleted();
         let mut inner = self.lock();
-        let entry = inner.entries.get_mut(name)?;
-        let place = entry
-            .generations
-            .iter()
-            .position(|object| object.generation() == generation && object.state() == State::Sealed)?;
-        let object = entry.generations.remove(place);
-        object.set_deleted();
-        entry.deleted.push(object.clone());
-        Some(object)
+        let entry = inner.entries.entry(object.name().clone()).or_default();
+        entry.generations.retain(|other| other.generation() != object.generation());
+        if !entry.deleted.iter().any(|other| other.generation() == object.generation()) {
+            entry.deleted.push(object.clone());
+        }
+        was_there
     }
 
     /// The catalog knows that this generation is deleted.
@@ -453,16 +465,15 @@ mod tests {
     #[test]
     fn an_entry_stays_until_the_catalog_knows_of_a_deletion() {
         let namespace = namespace(1, &[State::Sealed]);
-        let removed = namespace.remove(&name());
-        assert_eq!(generations(&removed), [1]);
-        assert!(removed[0].is_deleted());
-        assert_eq!(generations(&namespace.remove(&name())), [1], "it is not durably gone");
-        assert_eq!(found(namespace.find(&name())), None);
         namespace.lock().entries.get_mut(&name()).unwrap().pins = 0;
-        removed[0].set_durably_deleted();
-        assert!(namespace.remove(&name()).is_empty(), "the name is gone");
-        assert_eq!(namespace.len(), 1);
-        namespace.deletion_is_stored(&removed[0]);
+        let objects = namespace.to_be_deleted(&name());
+        assert_eq!(generations(&objects), [1]);
+        assert_eq!(found(namespace.find(&name())), Some(1), "nothing is deleted before that is durable");
+        assert!(namespace.deletion_is_durable(&objects[0]) && objects[0].is_deleted());
+        assert!(!namespace.deletion_is_durable(&objects[0]), "it was deleted already");
+        assert_eq!(found(namespace.find(&name())), None);
+        assert!(namespace.to_be_deleted(&name()).is_empty(), "the name is gone");
+        namespace.deletion_is_stored(&objects[0]);
         assert_eq!(namespace.len(), 0);
     }
 
@@ -485,13 +496,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_removed_with_what_it_has_superseded_until_that_is_durably_deleted() {
+    fn a_name_is_deleted_with_what_it_has_superseded_until_that_is_durably_deleted() {
         let namespace = namespace(0, &[State::Sealed, State::Sealed]);
         let superseded = namespace.settle(&name());
-        assert_eq!(generations(&namespace.remove(&name())), [1, 2]);
+        assert_eq!(generations(&superseded), [1]);
+        assert_eq!(generations(&namespace.to_be_deleted(&name())), [1, 2], "the oldest first");
         namespace.begin(&object(3, State::Live), false).unwrap();
-        superseded[0].set_durably_deleted();
-        assert_eq!(generations(&namespace.remove(&name())), [2, 3]);
+        namespace.deletion_is_durable(&superseded[0]);
+        assert_eq!(generations(&namespace.to_be_deleted(&name())), [2, 3]);
     }
 
     #[test]

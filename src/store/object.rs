@@ -214,8 +214,9 @@ impl Object {
         let _ = self.on_last_drop.set(told);
     }
 
-    pub(super) fn set_deleted(&self) {
-        self.deleted.store(true, Ordering::SeqCst);
+    /// Says that it is deleted. Answers whether it was before.
+    pub(super) fn set_deleted(&self) -> bool {
+        self.deleted.swap(true, Ordering::SeqCst)
     }
 
     /// Advances the watermark. The one place where it changes.

@@ -52,10 +52,10 @@ pub(super) enum Message {
     Begun(Name),
     /// This name is to be forgotten by the cache.
     Forget(Name),
-    /// The deletion of this object is to be logged; then who asked is told. So many cores had no room for it.
-    Delete(Arc<Object>, Sender<Result<()>>, usize),
-    /// This object was superseded: its deletion is to be logged when that is possible.
-    Supersede(Arc<Object>),
+    /// The deletion of these objects is to be logged; then who asked is told. So many cores had no room for it.
+    Delete(Vec<Arc<Object>>, Sender<Result<()>>, usize),
+    /// These objects were superseded: their deletion is to be logged when that is possible.
+    Supersede(Vec<Arc<Object>>),
     /// Something to run here.
     Call(Call),
 }
@@ -138,7 +138,8 @@ impl Shared {
 
     /// Has what this name's generations have superseded deleted, on a core.
     pub(super) fn settle(&self, name: &Name, core: usize) {
-        for superseded in self.namespace.settle(name) {
+        let superseded = self.namespace.settle(name);
+        if !superseded.is_empty() {
             self.send(core, Message::Supersede(superseded));
         }
     }
