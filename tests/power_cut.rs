@@ -5,11 +5,12 @@
 //! moment on a disk that refuses everything, as it would on one that was pulled out; then it is killed, and the disk is
 //! mounted again.
 //!
-//! What that can show: metadata that was not made durable (the entry of a new segment in its folder, its length, blocks
-//! that were reserved and not yet written, the store's own file), whatever went through the page cache without a sync,
-//! and acknowledgements of what was never written. What it cannot show: a direct write to initialised blocks that
-//! lacks its `RWF_DSYNC`, because it has passed the page cache by and is on the disk; and the cache of a real disk,
-//! torn sectors, and sectors that come in another order.
+//! What that can show: what was acknowledged without being written, or written without a sync through the page cache
+//! or to blocks that were only reserved (their metadata is lost), deletions and ends that left no record, and whatever
+//! a start makes of a log that ends somewhere. What it cannot show: a direct write to initialised blocks that lacks its
+//! `RWF_DSYNC`, because it has passed the page cache by and is on the disk; a folder that was not synced, because on
+//! both file systems the sync of a new file brings its entry along; the cache of a real disk, torn sectors, and sectors
+//! that come in another order.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -22,20 +23,29 @@ const DISK_BYTES: u64 = 512 << 20;
 
 #[test]
 fn what_was_acknowledged_or_read_survives_power_cuts_on_ext4() {
-    cut_again_and_again(FileSystem::Ext4);
+    cut_again_and_again(FileSystem::Ext4, rounds(8), true);
 }
 
 #[test]
 fn what_was_acknowledged_or_read_survives_power_cuts_on_xfs() {
-    cut_again_and_again(FileSystem::Xfs);
+    cut_again_and_again(FileSystem::Xfs, rounds(8), true);
 }
 
-fn cut_again_and_again(file_system: FileSystem) {
+#[test]
+#[ignore = "what a refused deletion took out comes back, and of several generations of a name some may be gone"]
+fn a_deletion_that_is_refused_or_not_answered_has_happened_as_a_whole_or_not_at_all() {
+    cut_again_and_again(FileSystem::Ext4, rounds(100), false);
+}
+
+/// `may_split`: a deletion that was refused or not answered may have happened to some generations of a name.
+fn cut_again_and_again(file_system: FileSystem, rounds: u64, may_split: bool) {
     let Some(mut disk) = Disk::new(file_system, DISK_BYTES) else { return };
     let seed = seed();
-    let rounds = rounds(8);
     let mut random = Random::new(seed);
     let mut crowd = Crowd::new(seed);
+    if !may_split {
+        crowd.expect_whole_deletions();
+    }
     let mut server = Server::start_small_at(&disk.path().join("data"), &[], &[]);
     let (mut answered, mut given) = (0, 0);
     for round in 0..rounds {
