@@ -134,22 +134,23 @@ pub struct Space {
 /// A segment file that is being made: what it is going to take counts as taken.
 struct Making<'a> {
     space: &'a Space,
+    bytes: u64,
 }
 
 impl<'a> Making<'a> {
-    /// None: there is no room for one more, beside the reserve.
-    fn begin(space: &'a Space, core: &Core) -> Option<Making<'a>> {
+    /// None: there is no room for so many more bytes, beside the reserve.
+    fn begin(space: &'a Space, core: &Core, bytes: u64) -> Option<Making<'a>> {
         let settings = &space.settings;
-        let others = space.making.fetch_add(settings.segment_bytes, Ordering::SeqCst);
-        let making = Making { space };
+        let others = space.making.fetch_add(bytes, Ordering::SeqCst);
+        let making = Making { space, bytes };
         let free_bytes = core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
-        (free_bytes >= others + settings.segment_bytes + settings.reserve_bytes).then_some(making)
+        (free_bytes >= others + bytes + settings.reserve_bytes).then_some(making)
     }
 }
 
 impl Drop for Making<'_> {
     fn drop(&mut self) {
-        self.space.making.fetch_sub(self.space.settings.segment_bytes, Ordering::SeqCst);
+        self.space.making.fetch_sub(self.bytes, Ordering::SeqCst);
     }
 }
 
@@ -514,7 +515,6 @@ impl Keeper {
         while let Some(number) = self.space.take_emptied() {
             match clear(&self.core, &self.space, number).await {
                 Ok(epoch) => {
-                    self.fill_holes(number).await;
                     if let Some(cleared) = self.space.cleared.get() {
                         cleared(number, epoch);
                     }
@@ -522,26 +522,6 @@ impl Keeper {
                 // It stays what it was; the next start finds it.
                 Err(error) => tracing::warn!(%error, "a segment cannot be used again"),
             }
-        }
-    }
-
-    /// Gives a segment back the room that was punched out of it. Without room it is found out when it is prepared.
-    async fn fill_holes(&self, number: u64) {
-        let path = Space::path(&self.space.settings.folder, number);
-        if let Ok(file) = self.core.open(&path, OpenMode::WriteBuffered).await {
-            let _ = self.make_whole(&file).await;
-        }
-    }
-
-    /// Fills the holes of a file. XFS wants room for all of it, even where there is no hole.
-    async fn make_whole(&self, file: &Arc<Descriptor>) -> std::result::Result<(), Errno> {
-        let segment_bytes = self.space.settings.segment_bytes;
-        if self.core.allocated_bytes(file)? >= segment_bytes {
-            return Ok(());
-        }
-        match self.core.allocate(file, segment_bytes, Allocation::Reserve).await {
-            Err(errno) if errno != Errno::OPNOTSUPP => Err(errno),
-            _ => Ok(()),
         }
     }
 
@@ -591,8 +571,12 @@ impl Keeper {
         lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
         // A file that a failed attempt left may be too short, or have its full length and be lost with the power.
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
-        if !empty.is_durable || !is_whole {
-            let Some(_making) = Making::begin(&self.space, &self.core) else {
+        // What was punched out is initialised again like the rest: a block written to it would change metadata.
+        let allocated_bytes = self.core.allocated_bytes(&writing).unwrap_or(0).min(settings.segment_bytes);
+        if !empty.is_durable || !is_whole || allocated_bytes < settings.segment_bytes {
+            let Some(_making) =
+                Making::begin(&self.space, &self.core, settings.segment_bytes - allocated_bytes)
+            else {
                 return Err(("cannot make room for", Errno::NOSPC));
             };
             empty.is_durable = false;
@@ -604,9 +588,6 @@ impl Keeper {
                 .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
             empty.is_durable = true;
-        } else {
-            // Where parts were punched out, and there was no room to fill them when it was cleared.
-            self.make_whole(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
         }
         let epoch = self.space.take_epoch();
         let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };

@@ -270,9 +270,8 @@ impl Namespace {
     /// One generation of a complete entry, if it is there and sealed.
     pub fn sealed_generation(&self, name: &Name, generation: u64) -> Option<Arc<Object>> {
         let inner = self.lock();
-        let is_it = |object: &&Arc<Object>| {
-            object.generation() == generation && object.state() == State::Sealed
-        };
+        let is_it =
+            |object: &&Arc<Object>| object.generation() == generation && object.state() == State::Sealed;
         inner.entries.get(name)?.generations.iter().find(is_it).cloned()
     }
 
