@@ -23,7 +23,7 @@ use crate::runtime::Core;
 /// How much is read at a time, in bytes.
 const READ_LENGTH: usize = 4 << 20;
 /// The longest block that is believed in, in bytes: what a piece of an arena can have.
-const BLOCK_LENGTH_MAX: usize = 16 << 20;
+pub(super) const BLOCK_LENGTH_MAX: usize = 16 << 20;
 
 /// How many of the segments that are covered are looked at all the same, to notice another store's.
 const COVERED_CHECKED: usize = 16;
@@ -163,7 +163,22 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         // Wait for the last writes of a killed process, then make durable what is going to be believed.
         lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
         let _ = core.unlock(&file);
-        let header = read_header(core, settings.store, &file).await.map_err(scan_failed)?;
+        let header = match find_header(core, space, number, known.copied(), &file).await.map_err(scan_failed)? {
+            FoundHeader::None => None,
+            FoundHeader::Whole(header) => Some(header),
+            FoundHeader::Known(header) => {
+                survey.damage.push(format!("the header of segment {number} is damaged; what lies in it is not"));
+                Some(header)
+            }
+            FoundHeader::Lost { epoch_max } => {
+                // Its number and its epochs are not given again, and its file stays as it is.
+                space.resume_after(number, epoch_max);
+                survey.damage.push(format!(
+                    "the header of segment {number} is damaged: what lies in it is lost, and the file is left as it is"
+                ));
+                continue;
+            }
+        };
         space.resume_after(number, header.map_or(0, |header| header.epoch));
         if let (Some(&KnownSegment::Free { epoch }), Some(header)) = (known, header)
             && header.epoch == epoch
@@ -171,7 +186,11 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             survey.free.push(number);
             continue;
         }
-        core.sync(&file).await.map_err(|errno| failed("cannot sync", errno))?;
+        match core.sync(&file).await {
+            // A file system that cannot be written has nothing that is not on stable storage.
+            Ok(()) | Err(Errno::INVAL | Errno::ROFS) => {}
+            Err(errno) => return Err(failed("cannot sync", errno)),
+        }
         let scan = scan(core, settings.store, number, header, &file).await.map_err(scan_failed)?;
         survey.scanned_bytes += scan.read_bytes;
         scans.push(scan);
@@ -341,7 +360,7 @@ impl From<Errno> for ScanError {
 }
 
 /// A part of a file in memory.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     core: &'a Rc<Core>,
     file: &'a Arc<Descriptor>,
     start: u64,
@@ -351,12 +370,17 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(core: &'a Rc<Core>, file: &'a Arc<Descriptor>) -> Window<'a> {
+    pub fn new(core: &'a Rc<Core>, file: &'a Arc<Descriptor>) -> Window<'a> {
         Window { core, file, start: 0, buffer: Vec::new(), filled: 0, read_bytes: 0 }
     }
 
+    /// How many bytes were read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
     /// The bytes from `position`, `length` of them, or fewer at the end of the file.
-    async fn at(&mut self, position: u64, length: usize) -> std::result::Result<&[u8], Errno> {
+    pub async fn at(&mut self, position: u64, length: usize) -> std::result::Result<&[u8], Errno> {
         let held = position >= self.start && position + length as u64 <= self.start + self.filled as u64;
         if !held {
             let mut buffer = std::mem::take(&mut self.buffer);
@@ -387,6 +411,55 @@ async fn read_header(
         }
         header => Ok(header),
     }
+}
+
+/// What is known of a segment's header.
+enum FoundHeader {
+    /// There is none: the file was never used.
+    None,
+    Whole(SegmentHeader),
+    /// It is damaged, and what it was is known all the same.
+    Known(SegmentHeader),
+    /// It is damaged, and so nobody can say which of the blocks in the file count.
+    Lost { epoch_max: u64 },
+}
+
+/// The header of a segment; of a damaged one, what it was. That must not be guessed: a header with a new epoch is how
+/// a file says that what lies in it is void. It is believed where somebody keeps books of it, or where all of the
+/// header but one field is as the blocks behind it say.
+async fn find_header(
+    core: &Rc<Core>,
+    space: &Space,
+    number: u64,
+    known: Option<KnownSegment>,
+    file: &Arc<Descriptor>,
+) -> std::result::Result<FoundHeader, ScanError> {
+    let settings = space.settings();
+    if let Some(header) = read_header(core, settings.store, file).await? {
+        return Ok(FoundHeader::Whole(header));
+    }
+    let (result, bytes) = core.read(file, 0, vec![0; 2 * ALIGNMENT], 0).await;
+    let (bytes, behind) = bytes[..result?].split_at_checked(SEGMENT_HEADER_LENGTH).unwrap_or_default();
+    let first = BlockHeader::decode(behind)
+        .filter(|block| block.store == settings.store && block.position == SEGMENT_HEADER_LENGTH as u64);
+    if first.is_none() && bytes.iter().all(|&byte| byte == 0) {
+        return Ok(FoundHeader::None);
+    }
+    let header = |epoch| SegmentHeader {
+        store: settings.store,
+        number,
+        epoch,
+        length: settings.segment_bytes,
+    };
+    if let Some(KnownSegment::Begun { epoch }) = known {
+        return Ok(FoundHeader::Known(header(epoch)));
+    }
+    let candidates = [first.map(|block| block.epoch), SegmentHeader::epoch_in(bytes)];
+    let found = candidates.into_iter().flatten().map(header).find(|header| header.is_all_but_one_field_of(bytes));
+    Ok(match found {
+        Some(header) => FoundHeader::Known(header),
+        None => FoundHeader::Lost { epoch_max: first.map_or(0, |block| block.epoch) },
+    })
 }
 
 /// Every block of a segment. Where there is none, the next is looked for at every aligned place.

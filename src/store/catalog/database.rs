@@ -13,7 +13,7 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBac
 use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::failure::{CURE, Result, failure};
 use super::tables::{
-    BUCKETS, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, Tables,
+    BUCKETS, DELETED, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, Tables,
 };
 use super::work::{Work, state_of};
 use crate::error::{Error, Kind};
@@ -145,6 +145,64 @@ impl Database {
             .create_with_backend(backend)
             .map_err(failure)?;
         Database::check(database, store)
+    }
+
+    /// As [`Database::open_on`], after every page was checked. Nothing is made where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn open_checked(backend: impl StorageBackend, store: u64) -> Result<Database> {
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("the catalog is damaged ({what}): {CURE}"));
+        if backend.len().map_err(|error| failure(redb::Error::Io(error)))? == 0 {
+            return Err(damaged("its file is empty"));
+        }
+        // The database believes some of what it reads, and panics where that was wrong.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let builder = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+            let mut database = builder.map_err(failure)?;
+            match database.check_integrity() {
+                Ok(true) => Database::check(database, store),
+                Ok(false) => Err(damaged("its pages do not agree")),
+                Err(error) => Err(failure(error)),
+            }
+        }));
+        opened.unwrap_or_else(|_| Err(damaged("it cannot be read")))
+    }
+
+    /// Whether the catalog knows a generation's name, or that it is deleted.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn is_named_or_deleted(&self, generation: u64) -> Result<bool> {
+        let transaction = self.read()?;
+        let is_named =
+            transaction.open_table(GENERATIONS).map_err(failure)?.get(generation).map_err(failure)?.is_some();
+        let deleted = transaction.open_table(DELETED).map_err(failure)?;
+        Ok(is_named || deleted.get(generation).map_err(failure)?.is_some())
+    }
+
+    /// Generations that have bytes or an end, and no creation and no deletion; and how many bytes.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn nameless(&self) -> Result<Vec<(u64, u64)>> {
+        let mut nameless = Vec::new();
+        self.change(|work| {
+            for generation in orphans(work)? {
+                let tables = work.tables();
+                if tables.deleted.get(generation).map_err(failure)?.is_some() {
+                    continue;
+                }
+                let mut bytes = 0;
+                for row in tables.extents.range((generation, 0)..=(generation, u64::MAX)).map_err(failure)? {
+                    let extents = StoredExtent::decode_row(row.map_err(failure)?.1.value());
+                    bytes += extents.iter().map(|extent| u64::from(extent.length)).sum::<u64>();
+                }
+                nameless.push((generation, bytes));
+            }
+            Ok(())
+        })?;
+        Ok(nameless)
     }
 
     fn check(inner: redb::Database, store: u64) -> Result<Database> {
@@ -310,7 +368,7 @@ fn orphans(work: &mut Work<'_>) -> Result<Vec<u64>> {
 
 /// The catalog at one moment.
 pub struct View {
-    transaction: ReadTransaction,
+    pub(super) transaction: ReadTransaction,
 }
 
 type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
