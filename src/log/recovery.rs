@@ -511,6 +511,14 @@ struct Found {
     place: usize,
 }
 
+impl Found {
+    /// Whether no other block can have stood before it in its segment. What does not count never stands before what
+    /// does.
+    fn begins_segment(&self) -> bool {
+        self.header.position == SEGMENT_HEADER_LENGTH as u64
+    }
+}
+
 #[derive(Default)]
 struct Resolution {
     /// The blocks that count, by log, then by sequence.
@@ -523,7 +531,8 @@ struct Resolution {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
     log: u16,
-    first_sequence: u64,
+    /// None: how many there were is not known.
+    first_sequence: Option<u64>,
     end_sequence: u64,
     segment: usize,
     position: u64,
@@ -531,13 +540,13 @@ struct Gap {
 
 impl Gap {
     fn describe(&self, scans: &[Scan]) -> String {
+        let which = match self.first_sequence {
+            Some(first) => format!("blocks {first} to {}", self.end_sequence - 1),
+            None => format!("blocks up to {}", self.end_sequence - 1),
+        };
         format!(
-            "blocks {} to {} of log {} are lost: they stood before position {} of segment {}",
-            self.first_sequence,
-            self.end_sequence - 1,
-            self.log,
-            self.position,
-            scans[self.segment].number
+            "{which} of log {} are lost: they stood before position {} of segment {}",
+            self.log, self.position, scans[self.segment].number
         )
     }
 }
@@ -581,10 +590,10 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                         break; // the log ends here: what follows was never acknowledged
                     }
                     // Where no books are kept, segments in between were used again; nothing in them was alive.
-                    if known.is_some() || former_segment == Some(found.segment) {
+                    if known.is_some() || former_segment == Some(found.segment) || !found.begins_segment() {
                         resolution.gaps.push(Gap {
                             log: number,
-                            first_sequence: wanted,
+                            first_sequence: Some(wanted),
                             end_sequence: sequence.min(durable),
                             segment: found.segment,
                             position: found.header.position,
@@ -597,6 +606,14 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                 }
             } else if sequence > durable {
                 break; // the block before it is torn
+            } else if !found.begins_segment() {
+                resolution.gaps.push(Gap {
+                    log: number,
+                    first_sequence: None,
+                    end_sequence: sequence,
+                    segment: found.segment,
+                    position: found.header.position,
+                });
             }
             expected = Some((sequence + 1, Some(found.segment)));
             next_sequence = next_sequence.max(sequence + 1);
@@ -614,6 +631,7 @@ mod tests {
 
     /// Blocks as (segment, sequence, durable, term, term start), in log 0.
     fn found(blocks: &[(usize, u64, u64, u32, u64)]) -> Vec<Found> {
+        let first_of = |segment| blocks.iter().find(|block| block.0 == segment).map_or(0, |block| block.1);
         blocks
             .iter()
             .enumerate()
@@ -628,7 +646,7 @@ mod tests {
                     length: 100,
                     records: 1,
                     log: 0,
-                    position: 4096 * (sequence + 1),
+                    position: 4096 * (1 + sequence - first_of(segment)),
                 },
                 is_whole: true,
                 segment,
@@ -690,6 +708,22 @@ mod tests {
     }
 
     #[test]
+    fn what_stood_before_the_first_block_of_a_segment_is_damage() {
+        for first in [None, Some((0, 0, 0, 1, 0))] {
+            let mut blocks: Vec<_> = first.into_iter().collect();
+            blocks.extend([(2, 5, 5, 1, 0), (2, 6, 6, 1, 0)]);
+            let mut found = found(&blocks);
+            assert!(resolve(&mut found, &HashMap::new()).gaps.is_empty());
+            for found in &mut found {
+                found.header.position += if found.header.sequence == 0 { 0 } else { 4096 };
+            }
+            let resolution = resolve(&mut found, &HashMap::new());
+            assert_eq!((resolution.counting.len(), resolution.gaps.len()), (blocks.len(), 1));
+            assert_eq!(resolution.gaps[0].end_sequence, 5);
+        }
+    }
+
+    #[test]
     fn what_a_start_has_cut_off_stays_cut_off() {
         // The first run left 0 and, behind a torn 1, the void 2. The second run began with 1 and has acknowledged.
         let (blocks, continuation, gaps) =
@@ -714,7 +748,7 @@ mod tests {
         let resolution = resolve(&mut blocks, &known);
         let counting: Vec<u64> = resolution.counting.iter().map(|found| found.header.sequence).collect();
         assert_eq!(counting, [4, 5]);
-        assert_eq!((resolution.gaps[0].first_sequence, resolution.gaps[0].end_sequence), (2, 4));
+        assert_eq!((resolution.gaps[0].first_sequence, resolution.gaps[0].end_sequence), (Some(2), 4));
         assert_eq!(resolution.logs[&0], Continuation { next_sequence: 6, term: 2 });
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
 use super::name::Name;
+use super::object::State;
 use crate::error::Result;
 use crate::log::format::RecordKind;
 use crate::log::{Continuation, Known, RecoveredRecord, Space, Survey, SurveyedSegment, survey};
@@ -132,6 +133,17 @@ pub async fn learn(
             }
         }
     }
+    // Where records are lost, they may be the ends of objects.
+    let is_damaged = !survey.damage.is_empty() || !reading.broken.is_empty();
+    if !survey.damage.is_empty() {
+        let unended = database.view()?.unended()?;
+        recovered.damage.extend(unended.into_iter().map(|(generation, bucket, key)| {
+            format!(
+                "{bucket}/{key} (generation {generation}) has no end: it is lost, unless the object was being written \
+                 when the store ended"
+            )
+        }));
+    }
     let (outcome, damage) = database.settle(&reading.touched, is_rebuilt)?;
     recovered.damage.extend(reading.damage);
     recovered.damage.extend(damage);
@@ -146,6 +158,17 @@ pub async fn learn(
             recovered.damage.push(format!(
                 "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
                 broken.generation, broken.position, broken.segment
+            ));
+        }
+    }
+    for (&generation, &length) in reading.interrupted.iter().filter(|_| is_damaged) {
+        let Some((bucket, key)) = view.name(generation)? else { continue };
+        let rows = view.objects(&bucket, key.as_bytes())?;
+        let row = rows.iter().find(|row| row.generation == generation && row.state == State::Interrupted);
+        if let Some(row) = row.filter(|row| row.length < length) {
+            recovered.damage.push(format!(
+                "{bucket}/{key} (generation {generation}) was interrupted with {length} bytes, of which {} are left",
+                row.length
             ));
         }
     }
@@ -165,6 +188,8 @@ struct Reading {
     /// Generations without a seal so far, and when they were last heard of, in microseconds since 1970.
     touched: HashMap<u64, u64>,
     sealed: Vec<u64>,
+    /// How many bytes objects were interrupted with.
+    interrupted: HashMap<u64, u64>,
     broken: Vec<Broken>,
     damage: Vec<String>,
 }
@@ -181,6 +206,9 @@ impl Reading {
                 let bytes = header.offset..header.offset + u64::from(header.length);
                 self.broken.push(Broken { generation, kind, segment: segment.number, position, bytes });
                 continue;
+            }
+            if header.kind == RecordKind::Interrupt {
+                self.interrupted.insert(generation, header.offset);
             }
             match header.kind {
                 RecordKind::Delete => {

@@ -13,7 +13,7 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBac
 use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::failure::{CURE, Result, failure};
 use super::tables::{
-    BUCKETS, DELETED, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, Tables,
+    BUCKETS, DELETED, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, Tables,
 };
 use super::work::{Work, state_of};
 use crate::error::{Error, Kind};
@@ -476,6 +476,21 @@ impl View {
         }
         names.dedup();
         Ok(names)
+    }
+
+    /// The generations of which no end is known, with their names.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn unended(&self) -> Result<Vec<(u64, String, String)>> {
+        let live = keys(&self.transaction.open_table(LIVE).map_err(failure)?)?;
+        let mut unended = Vec::new();
+        for generation in live {
+            if let Some((bucket, key)) = self.name(generation)? {
+                unended.push((generation, bucket, key));
+            }
+        }
+        Ok(unended)
     }
 
     /// The name of a generation.
