@@ -13,8 +13,8 @@ use std::thread;
 
 use common::{block_on, content};
 use tailwater::log::format::{
-    ALIGNMENT, BlockHeader, RECORD_HEADER_LENGTH, RecordHeader, RecordKind,
-    SEGMENT_HEADER_LENGTH, SegmentHeader, records_of,
+    ALIGNMENT, BlockHeader, RECORD_HEADER_LENGTH, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
+    SegmentHeader, records_of,
 };
 use tailwater::store::finding::Part;
 use tailwater::store::offline::{self, Offline, Run};
@@ -489,8 +489,14 @@ fn without_the_catalog_damage_is_named_and_nothing_else_is_affected() {
                 || found.contains(&format!("(generation {})", expected.generation));
             assert!(is_same || is_named, "{what}: {name} has changed and is not named: {found}");
             if let Some((state, bytes, lost)) = readable.get(name) {
-                assert!(lost.is_empty() && expected.bytes.starts_with(bytes), "{what}: {name} has other bytes");
-                assert!(*state == State::Interrupted || *bytes == expected.bytes, "{what}: {name} is not whole");
+                assert!(
+                    lost.is_empty() && expected.bytes.starts_with(bytes),
+                    "{what}: {name} has other bytes"
+                );
+                assert!(
+                    *state == State::Interrupted || *bytes == expected.bytes,
+                    "{what}: {name} is not whole"
+                );
             }
         }
         // A deletion that is lost with its block cannot be known.
@@ -515,10 +521,16 @@ fn assert_served(store: &Closed, data: &Path, but: &BTreeSet<u64>, deleted: &BTr
             let mut reader = client.open(&context, &Name::parse(name)?, 0).await?;
             let state = reader.object().state();
             let mut bytes = Vec::new();
-            while let Some(some) = reader.next(1 << 20).await? {
-                bytes.extend_from_slice(&some);
+            loop {
+                match reader.next(1 << 20).await {
+                    Ok(Some(some)) => bytes.extend_from_slice(&some),
+                    Ok(None) => return Ok((state, bytes)),
+                    Err(error) if error.kind() == Kind::Interrupted && state == State::Interrupted => {
+                        return Ok((state, bytes));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
-            Ok::<_, tailwater::Error>((state, bytes))
         });
         let (state, bytes) = found.unwrap_or_else(|error| panic!("{what}: {name}: {error}"));
         assert_eq!(state, expected.state, "{what}: {name}");
@@ -608,7 +620,12 @@ fn a_segment_that_is_gone_is_named_with_all_that_was_in_it() {
     let generations = |data: &Path| -> BTreeSet<u64> {
         let report = look(data);
         assert!(text(&report).contains(&format!("segment {lost} ")), "{}", text(&report));
-        report.findings.iter().flat_map(|finding| &finding.touched).map(|touched| touched.generation).collect()
+        report
+            .findings
+            .iter()
+            .flat_map(|finding| &finding.touched)
+            .map(|touched| touched.generation)
+            .collect()
     };
     let kept: BTreeSet<u64> = store.objects.values().map(|object| object.generation).collect();
     let in_it: BTreeSet<u64> = blocks(&store.data())
@@ -621,14 +638,21 @@ fn a_segment_that_is_gone_is_named_with_all_that_was_in_it() {
     let data = store.copy("missing");
     fs::remove_file(path_of(&data, lost)).unwrap();
     let named = generations(&data);
-    assert!(in_it.iter().filter(|generation| !named.contains(generation)).count() == 0, "{in_it:?} {named:?}");
+    assert!(
+        in_it.iter().filter(|generation| !named.contains(generation)).count() == 0,
+        "{in_it:?} {named:?}"
+    );
 
     // Cut off in its midst, and emptied.
     for length in [1 << 20, 0] {
         let data = store.copy("short");
         OpenOptions::new().write(true).open(path_of(&data, lost)).unwrap().set_len(length).unwrap();
         let report = look(&data);
-        assert!(text(&report).contains(&format!("segment {lost}: its file is {length} bytes long")), "{}", text(&report));
+        assert!(
+            text(&report).contains(&format!("segment {lost}: its file is {length} bytes long")),
+            "{}",
+            text(&report)
+        );
         assert!(report.findings.iter().any(|finding| !finding.touched.is_empty()));
     }
 }
@@ -647,7 +671,12 @@ fn a_catalog_of_which_any_part_is_damaged_is_named_and_nothing_is_lost_by_it() {
         let flip = Flip::new(&catalog, position, 0xFF);
         let report = look(&data);
         noticed += usize::from(!report.findings.is_empty());
-        assert_whole(&store, &read_all(&data, names(&store)), &BTreeSet::new(), &format!("catalog at {position}"));
+        assert_whole(
+            &store,
+            &read_all(&data, names(&store)),
+            &BTreeSet::new(),
+            &format!("catalog at {position}"),
+        );
         drop(flip);
     }
     for length in [0, 1, 100, 4096, length / 2, length - 1] {

@@ -154,6 +154,16 @@ impl Server {
         self.run();
     }
 
+    /// A flag that the server is not started with from the next start on.
+    pub fn remove_flag(&mut self, flag: &str) {
+        self.flags.retain(|found| found != flag);
+    }
+
+    /// A flag without a value that the server is started with from the next start on.
+    pub fn add_flag(&mut self, flag: &str) {
+        self.flags.push(flag.to_owned());
+    }
+
     /// What the server is started with from the next start on.
     pub fn set_flag(&mut self, flag: &str, value: &str) {
         match self.flags.iter().position(|found| found == flag) {

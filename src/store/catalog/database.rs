@@ -131,8 +131,10 @@ impl Database {
     /// # Errors
     /// [`Kind::Damaged`] for what is no catalog, or that of another store; [`Kind::NoSpace`]; [`Kind::Device`].
     pub fn open(path: &Path, store: u64) -> Result<Database> {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failure)?;
-        Database::check(database, store)
+        unpanicked(|| {
+            let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failure)?;
+            Database::check(database, store)
+        })
     }
 
     /// As [`Database::open`], on any storage.
@@ -152,12 +154,10 @@ impl Database {
     /// # Errors
     /// As [`Database::open`].
     pub fn open_checked(backend: impl StorageBackend, store: u64) -> Result<Database> {
-        let damaged = |what: &str| Error::new(Kind::Damaged, format!("the catalog is damaged ({what}): {CURE}"));
         if backend.len().map_err(|error| failure(redb::Error::Io(error)))? == 0 {
             return Err(damaged("its file is empty"));
         }
-        // The database believes some of what it reads, and panics where that was wrong.
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        unpanicked(|| {
             let builder = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
             let mut database = builder.map_err(failure)?;
             match database.check_integrity() {
@@ -165,8 +165,7 @@ impl Database {
                 Ok(false) => Err(damaged("its pages do not agree")),
                 Err(error) => Err(failure(error)),
             }
-        }));
-        opened.unwrap_or_else(|_| Err(damaged("it cannot be read")))
+        })
     }
 
     /// Whether the catalog knows a generation's name, or that it is deleted.
@@ -340,6 +339,26 @@ impl Database {
     pub fn view(&self) -> Result<View> {
         Ok(View { transaction: self.read()? })
     }
+}
+
+fn damaged(what: &str) -> Error {
+    Error::new(Kind::Damaged, format!("the catalog is damaged ({what}): {CURE}"))
+}
+
+/// Opens a database. It believes some of what it reads in its file, and panics where that was wrong; here that is an
+/// error like any other, and nothing is printed.
+fn unpanicked(open: impl FnOnce() -> Result<Database>) -> Result<Database> {
+    use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+    let (former, here) = (Arc::new(take_hook()), std::thread::current().id());
+    let others = former.clone();
+    set_hook(Box::new(move |panic| {
+        if std::thread::current().id() != here {
+            others(panic);
+        }
+    }));
+    let opened = catch_unwind(AssertUnwindSafe(open));
+    set_hook(Box::new(move |panic| former(panic)));
+    opened.unwrap_or_else(|_| Err(damaged("what its file says cannot be")))
 }
 
 /// The generations that one of these tables is keyed by.

@@ -17,5 +17,6 @@ mod tables;
 mod work;
 
 pub use changes::{Batch, Change, SegmentUse};
+pub(super) use failure::CURE;
 pub use database::{Database, Outcome, Step};
 pub use service::{Answer, Books, CreateDocument, Dead, Entered, Listed, Page, Read, Write};
