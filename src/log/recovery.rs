@@ -199,8 +199,8 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     let mut found = Vec::new();
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
-            let ScannedBlock { header, is_whole } = *block;
-            found.push(Found { header, is_whole, segment: index, place });
+            let ScannedBlock { header, is_whole, damage_follows } = *block;
+            found.push(Found { header, is_whole, damage_follows, segment: index, place });
         }
     }
     let resolution = resolve(&mut found, &known.logs);
@@ -346,6 +346,8 @@ struct ScannedBlock {
     header: BlockHeader,
     /// Whether every payload is what was written.
     is_whole: bool,
+    /// Behind it is what is left of another block of the same use of the file.
+    damage_follows: bool,
 }
 
 enum ScanError {
@@ -471,7 +473,8 @@ async fn scan(
     file: &Arc<Descriptor>,
 ) -> std::result::Result<Scan, ScanError> {
     let mut window = Window::new(core, file);
-    let mut blocks = Vec::new();
+    let mut blocks: Vec<ScannedBlock> = Vec::new();
+    let mut damage_follows = false;
     if let Some(segment) = header {
         let mut position = SEGMENT_HEADER_LENGTH as u64;
         while position + ALIGNMENT as u64 <= segment.length {
@@ -487,16 +490,22 @@ async fn scan(
                     && position + u64::from(block.length) <= segment.length
             });
             let mut next = position + ALIGNMENT as u64;
+            damage_follows |=
+                plausible.is_some() || BlockHeader::was_in(bytes, store, segment.epoch, position);
             if let Some(header) = plausible {
                 let bytes = window.at(position, header.length as usize).await?;
                 if let Some(records) = records_of(&header, bytes) {
                     let is_whole = records.iter().all(|record| record.is_whole);
-                    blocks.push(ScannedBlock { header, is_whole });
+                    blocks.push(ScannedBlock { header, is_whole, damage_follows: false });
+                    damage_follows = false;
                     next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 }
             }
             position = next;
         }
+    }
+    if let Some(last) = blocks.last_mut() {
+        last.damage_follows = damage_follows;
     }
     let epoch = header.map(|header| header.epoch);
     Ok(Scan { number, epoch, blocks, read_bytes: window.read_bytes })
@@ -507,6 +516,7 @@ async fn scan(
 struct Found {
     header: BlockHeader,
     is_whole: bool,
+    damage_follows: bool,
     segment: usize,
     place: usize,
 }
@@ -536,6 +546,8 @@ struct Gap {
     end_sequence: u64,
     segment: usize,
     position: u64,
+    /// The segment at the end of which something is damaged, if it is another one.
+    behind: Option<usize>,
 }
 
 impl Gap {
@@ -544,6 +556,12 @@ impl Gap {
             Some(first) => format!("blocks {first} to {}", self.end_sequence - 1),
             None => format!("blocks up to {}", self.end_sequence - 1),
         };
+        if let Some(behind) = self.behind {
+            return format!(
+                "{which} of log {} are lost: the end of segment {} is damaged",
+                self.log, scans[behind].number
+            );
+        }
         format!(
             "{which} of log {} are lost: they stood before position {} of segment {}",
             self.log, self.position, scans[self.segment].number
@@ -574,6 +592,7 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
         let mut expected: Option<(u64, Option<usize>)> = known.map(|(next, _)| (next, None));
+        let mut damage_follows = false;
         let mut next_sequence = durable.max(known.map_or(0, |(next, _)| next));
         for found in valid {
             let sequence = found.header.sequence;
@@ -590,13 +609,16 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                         break; // the log ends here: what follows was never acknowledged
                     }
                     // Where no books are kept, segments in between were used again; nothing in them was alive.
-                    if known.is_some() || former_segment == Some(found.segment) || !found.begins_segment() {
+                    let behind = former_segment.filter(|&former| damage_follows && former != found.segment);
+                    let is_in_segment = former_segment == Some(found.segment) || !found.begins_segment();
+                    if known.is_some() || is_in_segment || behind.is_some() {
                         resolution.gaps.push(Gap {
                             log: number,
                             first_sequence: Some(wanted),
                             end_sequence: sequence.min(durable),
                             segment: found.segment,
                             position: found.header.position,
+                            behind,
                         });
                     }
                     // If the gap reaches beyond what was durable, its end was torn.
@@ -613,9 +635,11 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                     end_sequence: sequence,
                     segment: found.segment,
                     position: found.header.position,
+                    behind: None,
                 });
             }
             expected = Some((sequence + 1, Some(found.segment)));
+            damage_follows = found.damage_follows;
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
@@ -649,6 +673,7 @@ mod tests {
                     position: 4096 * (1 + sequence - first_of(segment)),
                 },
                 is_whole: true,
+                damage_follows: false,
                 segment,
                 place,
             })
@@ -705,6 +730,16 @@ mod tests {
         let (blocks, continuation, gaps) = counting(&[(0, 0, 0, 1, 0), (2, 5, 5, 1, 0)]);
         assert_eq!(blocks, [(0, 0), (2, 5)]);
         assert_eq!((continuation.next_sequence, gaps), (6, 0));
+    }
+
+    #[test]
+    fn blocks_are_missed_where_the_end_of_a_segment_is_damaged() {
+        let mut blocks = found(&[(0, 0, 0, 1, 0), (0, 1, 1, 1, 0), (2, 5, 5, 1, 0)]);
+        assert!(resolve(&mut blocks.clone(), &HashMap::new()).gaps.is_empty());
+        blocks[1].damage_follows = true;
+        let gaps = resolve(&mut blocks, &HashMap::new()).gaps;
+        assert_eq!((gaps.len(), gaps[0].first_sequence, gaps[0].end_sequence), (1, Some(2), 5));
+        assert_eq!(gaps[0].behind, Some(0));
     }
 
     #[test]
