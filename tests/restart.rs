@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{Connection, End, Put, Response, Server, assert_same, content, eventually};
@@ -182,6 +183,7 @@ fn what_was_deleted_and_replaced_stays_so_when_its_room_is_used_again() {
         } else {
             assert!(server.terminate().success())
         }
+        assert_verified(&server);
         server.restart();
         server.assert_sealed("/r/kept", &kept);
         for number in 0..6 {
@@ -380,6 +382,7 @@ fn what_was_acknowledged_or_read_survives_a_kill_under_load() {
             });
             server.kill();
         });
+        assert_verified(&server);
 
         server.set_flag("--cores", cores);
         server.restart();
@@ -424,6 +427,23 @@ fn what_was_acknowledged_or_read_survives_a_kill_under_load() {
 }
 
 /// A crash leaves a tail that is not whole, and that is no damage.
+/// A store that was left in any state is whole, and so are its segments without its catalog.
+#[track_caller]
+fn assert_verified(server: &Server) {
+    let (data, beside) = (server.data_path(), server.file_path("catalog-beside"));
+    let verify = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_tailwater")).arg("verify").arg(&data).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = verify();
+    assert_eq!(code, Some(0), "{text}");
+    std::fs::rename(data.join("catalog"), &beside).unwrap();
+    let (_, text) = verify();
+    let damaged: Vec<&str> = text.lines().filter(|line| line.starts_with("damaged: ")).collect();
+    assert!(damaged.len() == 1 && damaged[0].contains("the catalog is missing"), "{text}");
+    std::fs::rename(&beside, data.join("catalog")).unwrap();
+}
+
 #[track_caller]
 fn assert_undamaged(server: &Server) {
     let log = server.log();
