@@ -3,6 +3,7 @@
 //! What the database writes (and it writes when it is opened after a crash) stays in memory, in front of the file.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -109,14 +110,15 @@ impl StorageBackend for Overlay {
         let shown = written.shown;
         let mut done = 0;
         for (piece, within, count) in parts(offset, data.len()) {
-            if !written.pieces.contains_key(&piece) {
-                let mut bytes = Box::new([0; PIECE_LENGTH]);
-                self.below(shown, piece * PIECE_LENGTH as u64, &mut bytes[..])?;
-                written.pieces.insert(piece, bytes);
-            }
-            if let Some(bytes) = written.pieces.get_mut(&piece) {
-                bytes[within..within + count].copy_from_slice(&data[done..done + count]);
-            }
+            let bytes = match written.pieces.entry(piece) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    let mut bytes = Box::new([0; PIECE_LENGTH]);
+                    self.below(shown, piece * PIECE_LENGTH as u64, &mut bytes[..])?;
+                    entry.insert(bytes)
+                }
+            };
+            bytes[within..within + count].copy_from_slice(&data[done..done + count]);
             done += count;
         }
         Ok(())
