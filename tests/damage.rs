@@ -691,3 +691,101 @@ fn a_catalog_of_which_any_part_is_damaged_is_named_and_nothing_is_lost_by_it() {
     assert_eq!(text(&look(&data)), "");
     println!("{count} cases of damage to the catalog, of which {noticed} are noticed");
 }
+
+/// One change to the rows of a catalog, as a fault in the program would make it.
+type Tamper = fn(&redb::WriteTransaction);
+
+/// Takes away the first row of a table; without one the test would show nothing.
+macro_rules! without_first {
+    ($name:literal, $key:ty, $value:ty) => {
+        |transaction| {
+            let table = redb::TableDefinition::<$key, $value>::new($name);
+            assert!(transaction.open_table(table).unwrap().pop_first().unwrap().is_some());
+        }
+    };
+}
+
+const TAMPERS: &[(&str, Tamper)] = &[
+    ("no object", without_first!("objects", (&str, &[u8], u64), (u8, u64, u64, u64, u64, u64, &[u8]))),
+    ("no name", without_first!("generations", u64, (&str, &[u8]))),
+    ("no extents", without_first!("extents", (u64, u64), &[u8])),
+    ("no place in the order of sealing", without_first!("sealed", (&str, u64, u64), u64)),
+    ("no totals", without_first!("buckets", &str, (u64, u64))),
+    ("no segment", without_first!("segments", u64, (u64, u8, u64, u64, u64))),
+    ("no deletion", without_first!("tombstones", (u64, u64), u64)),
+    ("no place of a deletion", without_first!("tombstone_places", (u64, u64, u64), ())),
+    ("a live object", |transaction| {
+        let table = redb::TableDefinition::<u64, ()>::new("live");
+        transaction.open_table(table).unwrap().insert(1 << 40, ()).unwrap();
+    }),
+    ("an end of nothing", |transaction| {
+        let table = redb::TableDefinition::<u64, (u8, u64, u64, u64)>::new("ends");
+        transaction.open_table(table).unwrap().insert(1 << 40, (2, 5, 5, 1)).unwrap();
+    }),
+    ("a smaller largest generation", |transaction| {
+        let table = redb::TableDefinition::<&str, u64>::new("meta");
+        transaction.open_table(table).unwrap().insert("generation_max", 1).unwrap();
+    }),
+    ("records of a segment", |transaction| count(transaction, |row| row.2 += 1)),
+    ("bytes of a segment", |transaction| count(transaction, |row| row.3 += 1)),
+    ("deletions of a segment", |transaction| count(transaction, |row| row.4 += 1)),
+    ("an earlier use of a segment", |transaction| count(transaction, |row| row.0 += 1_000)),
+    ("totals of a bucket", |transaction| {
+        let table = redb::TableDefinition::<&str, (u64, u64)>::new("buckets");
+        transaction.open_table(table).unwrap().insert("d", (1, 1)).unwrap();
+    }),
+    // The extent of one object in the place of another's.
+    ("an extent of another object", |transaction| {
+        extents(transaction, |rows| {
+            let (first, second) = rows.split_at_mut(1);
+            first[0].1[12..24].copy_from_slice(&second[0].1[12..24]);
+        });
+    }),
+    ("an extent behind all segments", |transaction| {
+        extents(transaction, |rows| rows[0].1[12..16].fill(0xFF));
+    }),
+    ("an extent elsewhere", |transaction| extents(transaction, |rows| rows[0].1[12] ^= 8)),
+    ("an extent that is shorter", |transaction| extents(transaction, |rows| rows[0].1[8] ^= 1)),
+    ("an extent that is another part", |transaction| extents(transaction, |rows| rows[0].1[24] ^= 1)),
+];
+
+fn count(transaction: &redb::WriteTransaction, change: impl Fn(&mut (u64, u8, u64, u64, u64))) {
+    let table = redb::TableDefinition::<u64, (u64, u8, u64, u64, u64)>::new("segments");
+    let mut table = transaction.open_table(table).unwrap();
+    let mut row = redb::ReadableTable::get(&table, 1).unwrap().unwrap().value();
+    change(&mut row);
+    table.insert(1, row).unwrap();
+}
+
+type ExtentRows = Vec<((u64, u64), Vec<u8>)>;
+
+fn extents(transaction: &redb::WriteTransaction, change: impl Fn(&mut ExtentRows)) {
+    let table = redb::TableDefinition::<(u64, u64), &[u8]>::new("extents");
+    let mut table = transaction.open_table(table).unwrap();
+    let rows = redb::ReadableTable::iter(&table).unwrap().map(Result::unwrap);
+    let mut rows: ExtentRows = rows.map(|(key, row)| (key.value(), row.value().to_vec())).collect();
+    change(&mut rows);
+    for (key, row) in rows {
+        table.insert(key, row.as_slice()).unwrap();
+    }
+}
+
+#[test]
+fn rows_of_the_catalog_that_do_not_agree_are_named() {
+    let store = Closed::new();
+    let catalog = store.data().join("catalog");
+    let whole = fs::read(&catalog).unwrap();
+    for (what, tamper) in TAMPERS {
+        let database = redb::Database::open(&catalog).unwrap();
+        let transaction = database.begin_write().unwrap();
+        tamper(&transaction);
+        transaction.commit().unwrap();
+        drop(database);
+        let report = look(&store.data());
+        assert!(!report.findings.is_empty(), "{what} is not noticed");
+        assert!(!text(&report).contains("--rebuild-catalog"), "{what} is a fault of rows: {}", text(&report));
+        fs::write(&catalog, &whole).unwrap();
+    }
+    assert_eq!(text(&look(&store.data())), "");
+    println!("{} cases of rows that do not agree", TAMPERS.len());
+}

@@ -114,8 +114,8 @@ struct Incomplete {
 /// What of a segment the catalog has, and was found.
 #[derive(Default)]
 struct Seen {
-    /// Positions of extents.
-    extents: HashSet<u64>,
+    /// Extents: position, generation, offset. One place may be claimed by several.
+    extents: HashSet<(u64, u64, u64)>,
     creations: HashSet<u64>,
     seals: HashSet<u64>,
     deletions: HashSet<u64>,
@@ -311,7 +311,8 @@ impl Check<'_> {
         let mut lost: BTreeMap<u64, Vec<(Option<u64>, u64, Part)>> = BTreeMap::new();
         let mut names: HashMap<u64, String> = HashMap::new();
         lookup.each_extent_in(&segments, |generation, extent| {
-            if !incomplete[&extent.segment].seen.extents.contains(&extent.position) {
+            let key = (extent.position, generation, extent.offset);
+            if !incomplete[&extent.segment].seen.extents.contains(&key) {
                 let part = Part::Bytes(extent.offset..extent.end());
                 lost.entry(extent.segment).or_default().push((Some(extent.position), generation, part));
             }
@@ -497,7 +498,7 @@ impl Reading<'_> {
         let Some(object) = self.lookup.object(header.generation)?.cloned() else {
             // Of what is deleted nobody misses anything.
             if is_here {
-                self.seen.extents.insert(record.position);
+                self.seen.extents.insert((record.position, header.generation, header.offset));
             }
             return Ok(());
         };
@@ -512,7 +513,7 @@ impl Reading<'_> {
             }
             return Ok(());
         }
-        self.seen.extents.insert(record.position);
+        self.seen.extents.insert((record.position, header.generation, header.offset));
         if !record.is_whole {
             self.damaged(record, "the payload of a record is damaged", object.touched(Part::Bytes(range)));
         } else if found.is_some_and(|extent| extent.continued != header.continued) {
