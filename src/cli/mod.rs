@@ -5,6 +5,7 @@
 
 pub mod demo;
 pub mod doctor;
+pub mod export;
 pub mod failure;
 pub mod get;
 pub mod list;
@@ -14,6 +15,7 @@ pub mod put;
 mod remote;
 pub mod remove;
 pub mod serve;
+pub mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -57,6 +59,8 @@ enum Command {
     List(list::Arguments),
     #[command(name = "rm")]
     Remove(remove::Arguments),
+    Verify(verify::Arguments),
+    Export(export::Arguments),
     Load(load::Arguments),
     Doctor(doctor::Arguments),
 }
@@ -70,6 +74,8 @@ impl Command {
             Command::Get(arguments) => get::run(arguments),
             Command::List(arguments) => list::run(arguments),
             Command::Remove(arguments) => remove::run(arguments),
+            Command::Verify(arguments) => verify::run(arguments),
+            Command::Export(arguments) => export::run(arguments),
             Command::Load(arguments) => load::run(arguments),
             Command::Doctor(arguments) => doctor::run(arguments),
         }

@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{Config, Durability, LogFormat, SETTINGS, Sources};
 use crate::serve::Server;
+use crate::store::Engine;
 
 use super::failure::{ExitStatus, Failure};
 use super::logging;
@@ -29,11 +30,15 @@ Every setting below can be given as a flag, as an environment variable (--arena-
 or in a TOML file (arena_bytes = \"64MiB\"), and is taken from the first of them that has it. Sizes are bytes, or
 have a unit: 64MiB. SIGTERM and SIGINT let requests under way end first; a second one does not.";
 
+/// The one flag that is no setting: what it asks for is done once.
+const REBUILD_CATALOG: &str = "rebuild-catalog";
+
 /// What `serve` is told on the command line: the flags that were given, one for each row of [`SETTINGS`].
 #[derive(Debug)]
 pub struct Arguments {
     file: Option<PathBuf>,
     flags: Vec<(&'static str, String)>,
+    rebuild_catalog: bool,
 }
 
 /// Starts a server, and returns when it was told to end and has ended.
@@ -49,6 +54,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     // Before the server starts: a signal that comes while it does so must not be lost.
     let mut signals = take_signals()?;
 
+    if arguments.rebuild_catalog {
+        Engine::forget_catalog(&config)?;
+    }
     let server = Server::start(config.clone())?;
     introduce(&config, &server);
     if let Some(signal) = signals.forever().next() {
@@ -141,7 +149,11 @@ impl clap::Args for Arguments {
                 .value_parser(|text: &str| setting.check(text).map(|()| text.to_owned()))
                 .help(format!("{} [default: {}]", setting.help(), setting.default))
         });
-        command.about(ABOUT).long_about(LONG_ABOUT).arg(file).args(flags)
+        let rebuild = Arg::new(REBUILD_CATALOG)
+            .long(REBUILD_CATALOG)
+            .action(clap::ArgAction::SetTrue)
+            .help("Remove the catalog first and make it anew from the segments, which reads all of them");
+        command.about(ABOUT).long_about(LONG_ABOUT).arg(file).args(flags).arg(rebuild)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -153,7 +165,8 @@ impl clap::FromArgMatches for Arguments {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Arguments, clap::Error> {
         let given = |name| matches.get_one::<String>(name).map(|text| (name, text.clone()));
         let flags = SETTINGS.iter().filter_map(|setting| given(setting.name)).collect();
-        Ok(Arguments { file: matches.get_one("config").cloned(), flags })
+        let rebuild_catalog = matches.get_flag(REBUILD_CATALOG);
+        Ok(Arguments { file: matches.get_one("config").cloned(), flags, rebuild_catalog })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -179,6 +192,12 @@ mod tests {
             let arguments = parse(&[&flag, setting.default]).unwrap();
             assert_eq!(arguments.flags, [(setting.name, setting.default.to_owned())]);
         }
+    }
+
+    #[test]
+    fn the_catalog_is_made_anew_only_where_that_is_asked_for() {
+        assert!(!parse(&[]).unwrap().rebuild_catalog);
+        assert!(parse(&["--rebuild-catalog"]).unwrap().rebuild_catalog);
     }
 
     #[test]

@@ -176,7 +176,36 @@ impl SegmentHeader {
     }
 }
 
+impl SegmentHeader {
+    /// Whether these bytes are this header, or were but for one field of it.
+    pub fn is_all_but_one_field_of(&self, bytes: &[u8]) -> bool {
+        const FIELDS: [(usize, usize); 8] =
+            [(0, 8), (8, 12), (12, 16), (16, 24), (24, 32), (32, 40), (40, 48), (48, 64)];
+        let mut expected = [0; 64];
+        self.encode(&mut expected);
+        let differs = |&&(start, end): &&(usize, usize)| bytes[start..end] != expected[start..end];
+        bytes.len() >= 64 && FIELDS.iter().filter(differs).count() <= 1
+    }
+
+    /// The epoch that stands in these bytes, whether or not they are whole.
+    pub fn epoch_in(bytes: &[u8]) -> Option<u64> {
+        (bytes.len() >= 64).then(|| take_u64(bytes, 32))
+    }
+}
+
 impl BlockHeader {
+    /// Whether these bytes, which are no whole header, were the header of the block at this position in this use of a
+    /// segment: most of what tells one from anything else is still there.
+    pub fn was_in(bytes: &[u8], store: u64, epoch: u64, position: u64) -> bool {
+        let is_there = [
+            take_u32(bytes, 0) == BLOCK_MAGIC,
+            take_u64(bytes, 8) == epoch,
+            take_u64(bytes, 56) == position,
+            take_u64(bytes, 64) == store,
+        ];
+        is_there.into_iter().filter(|is_there| *is_there).count() >= 3
+    }
+
     /// Writes the header to the beginning of `bytes`.
     pub fn encode(&self, bytes: &mut [u8]) {
         bytes[..BLOCK_HEADER_LENGTH].fill(0);

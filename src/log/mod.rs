@@ -67,15 +67,18 @@
 //!   it was damaged since, which is reported, and the log goes on.
 //! - A term voids blocks of earlier terms from its start on. So what was cut off once stays cut off, and a block
 //!   that was written again after a failure counts once.
-//! - A segment without a whole header holds nothing.
+//! - A segment without a header holds nothing. Of a damaged header it must be certain what it was (one field of it
+//!   differs from what the blocks say); otherwise the file is left alone, and named.
 
 pub mod format;
+mod inspect;
 mod recovery;
 mod segment;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub use inspect::{Hole, Inspected, Inspection, inspect, read_record, store_in};
 pub use recovery::{
     Continuation, Known, KnownSegment, RecoveredRecord, Survey, SurveyedSegment, records_in, survey,
 };

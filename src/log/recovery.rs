@@ -23,7 +23,7 @@ use crate::runtime::Core;
 /// How much is read at a time, in bytes.
 const READ_LENGTH: usize = 4 << 20;
 /// The longest block that is believed in, in bytes: what a piece of an arena can have.
-const BLOCK_LENGTH_MAX: usize = 16 << 20;
+pub(super) const BLOCK_LENGTH_MAX: usize = 16 << 20;
 
 /// A segment without a block in so many bytes at its beginning was prepared and not used: more than a log ever has in
 /// flight.
@@ -170,7 +170,27 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         // Wait for the last writes of a killed process, then make durable what is going to be believed.
         lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
         let _ = core.unlock(&file);
-        let header = read_header(core, settings.store, &file).await.map_err(scan_failed)?;
+        let header = match find_header(core, space, number, known.copied(), &file)
+            .await
+            .map_err(scan_failed)?
+        {
+            FoundHeader::None => None,
+            FoundHeader::Whole(header) => Some(header),
+            FoundHeader::Known(header) => {
+                survey
+                    .damage
+                    .push(format!("the header of segment {number} is damaged; what lies in it is not"));
+                Some(header)
+            }
+            FoundHeader::Lost { epoch_max } => {
+                // Its number and its epochs are not given again, and its file stays as it is.
+                space.resume_after(number, epoch_max);
+                survey.damage.push(format!(
+                    "the header of segment {number} is damaged: what lies in it is lost, and the file is left as it is"
+                ));
+                continue;
+            }
+        };
         space.resume_after(number, header.map_or(0, |header| header.epoch));
         if let (Some(&KnownSegment::Free { epoch }), Some(header)) = (known, header)
             && header.epoch == epoch
@@ -178,7 +198,11 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             survey.free.push(number);
             continue;
         }
-        core.sync(&file).await.map_err(|errno| failed("cannot sync", errno))?;
+        match core.sync(&file).await {
+            // A file system that cannot be written has nothing that is not on stable storage.
+            Ok(()) | Err(Errno::INVAL | Errno::ROFS) => {}
+            Err(errno) => return Err(failed("cannot sync", errno)),
+        }
         let scan = scan(core, settings.store, number, header, &file).await.map_err(scan_failed)?;
         survey.scanned_bytes += scan.read_bytes;
         scans.push(scan);
@@ -187,8 +211,8 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     let mut found = Vec::new();
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
-            let ScannedBlock { header, is_whole } = *block;
-            found.push(Found { header, is_whole, segment: index, place });
+            let ScannedBlock { header, is_whole, damage_follows } = *block;
+            found.push(Found { header, is_whole, damage_follows, segment: index, place });
         }
     }
     let resolution = resolve(&mut found, &known.logs);
@@ -382,6 +406,8 @@ struct ScannedBlock {
     header: BlockHeader,
     /// Whether every payload is what was written.
     is_whole: bool,
+    /// Behind it is what is left of another block of the same use of the file.
+    damage_follows: bool,
 }
 
 enum ScanError {
@@ -396,7 +422,7 @@ impl From<Errno> for ScanError {
 }
 
 /// A part of a file in memory.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     core: &'a Rc<Core>,
     file: &'a Arc<Descriptor>,
     start: u64,
@@ -406,12 +432,17 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(core: &'a Rc<Core>, file: &'a Arc<Descriptor>) -> Window<'a> {
+    pub fn new(core: &'a Rc<Core>, file: &'a Arc<Descriptor>) -> Window<'a> {
         Window { core, file, start: 0, buffer: Vec::new(), filled: 0, read_bytes: 0 }
     }
 
+    /// How many bytes were read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
     /// The bytes from `position`, `length` of them, or fewer at the end of the file.
-    async fn at(&mut self, position: u64, length: usize) -> std::result::Result<&[u8], Errno> {
+    pub async fn at(&mut self, position: u64, length: usize) -> std::result::Result<&[u8], Errno> {
         let held = position >= self.start && position + length as u64 <= self.start + self.filled as u64;
         if !held {
             let mut buffer = std::mem::take(&mut self.buffer);
@@ -444,6 +475,54 @@ async fn read_header(
     }
 }
 
+/// What is known of a segment's header.
+enum FoundHeader {
+    /// There is none: the file was never used.
+    None,
+    Whole(SegmentHeader),
+    /// It is damaged, and what it was is known all the same.
+    Known(SegmentHeader),
+    /// It is damaged, and so nobody can say which of the blocks in the file count.
+    Lost {
+        epoch_max: u64,
+    },
+}
+
+/// The header of a segment; of a damaged one, what it was. That must not be guessed: a header with a new epoch is how
+/// a file says that what lies in it is void. It is believed where somebody keeps books of it, or where all of the
+/// header but one field is as the blocks behind it say.
+async fn find_header(
+    core: &Rc<Core>,
+    space: &Space,
+    number: u64,
+    known: Option<KnownSegment>,
+    file: &Arc<Descriptor>,
+) -> std::result::Result<FoundHeader, ScanError> {
+    let settings = space.settings();
+    if let Some(header) = read_header(core, settings.store, file).await? {
+        return Ok(FoundHeader::Whole(header));
+    }
+    let (result, bytes) = core.read(file, 0, vec![0; 2 * ALIGNMENT], 0).await;
+    let (bytes, behind) = bytes[..result?].split_at_checked(SEGMENT_HEADER_LENGTH).unwrap_or_default();
+    let first = BlockHeader::decode(behind)
+        .filter(|block| block.store == settings.store && block.position == SEGMENT_HEADER_LENGTH as u64);
+    if first.is_none() && bytes.iter().all(|&byte| byte == 0) {
+        return Ok(FoundHeader::None);
+    }
+    let header =
+        |epoch| SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
+    if let Some(KnownSegment::Begun { epoch }) = known {
+        return Ok(FoundHeader::Known(header(epoch)));
+    }
+    let candidates = [first.map(|block| block.epoch), SegmentHeader::epoch_in(bytes)];
+    let found =
+        candidates.into_iter().flatten().map(header).find(|header| header.is_all_but_one_field_of(bytes));
+    Ok(match found {
+        Some(header) => FoundHeader::Known(header),
+        None => FoundHeader::Lost { epoch_max: first.map_or(0, |block| block.epoch) },
+    })
+}
+
 /// Every block of a segment. Where there is none, the next is looked for at every aligned place.
 async fn scan(
     core: &Rc<Core>,
@@ -453,7 +532,8 @@ async fn scan(
     file: &Arc<Descriptor>,
 ) -> std::result::Result<Scan, ScanError> {
     let mut window = Window::new(core, file);
-    let mut blocks = Vec::new();
+    let mut blocks: Vec<ScannedBlock> = Vec::new();
+    let mut damage_follows = false;
     if let Some(segment) = header {
         let mut position = SEGMENT_HEADER_LENGTH as u64;
         while position + ALIGNMENT as u64 <= segment.length {
@@ -472,16 +552,22 @@ async fn scan(
                     && position + u64::from(block.length) <= segment.length
             });
             let mut next = position + ALIGNMENT as u64;
+            damage_follows |=
+                plausible.is_some() || BlockHeader::was_in(bytes, store, segment.epoch, position);
             if let Some(header) = plausible {
                 let bytes = window.at(position, header.length as usize).await?;
                 if let Some(records) = records_of(&header, bytes) {
                     let is_whole = records.iter().all(|record| record.is_whole);
-                    blocks.push(ScannedBlock { header, is_whole });
+                    blocks.push(ScannedBlock { header, is_whole, damage_follows: false });
+                    damage_follows = false;
                     next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 }
             }
             position = next;
         }
+    }
+    if let Some(last) = blocks.last_mut() {
+        last.damage_follows = damage_follows;
     }
     let epoch = header.map(|header| header.epoch);
     Ok(Scan { number, epoch, blocks, read_bytes: window.read_bytes })
@@ -492,8 +578,17 @@ async fn scan(
 struct Found {
     header: BlockHeader,
     is_whole: bool,
+    damage_follows: bool,
     segment: usize,
     place: usize,
+}
+
+impl Found {
+    /// Whether no other block can have stood before it in its segment. What does not count never stands before what
+    /// does.
+    fn begins_segment(&self) -> bool {
+        self.header.position == SEGMENT_HEADER_LENGTH as u64
+    }
 }
 
 #[derive(Default)]
@@ -508,21 +603,30 @@ struct Resolution {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
     log: u16,
-    first_sequence: u64,
+    /// None: how many there were is not known.
+    first_sequence: Option<u64>,
     end_sequence: u64,
     segment: usize,
     position: u64,
+    /// The segment at the end of which something is damaged, if it is another one.
+    behind: Option<usize>,
 }
 
 impl Gap {
     fn describe(&self, scans: &[Scan]) -> String {
+        let which = match self.first_sequence {
+            Some(first) => format!("blocks {first} to {}", self.end_sequence - 1),
+            None => format!("blocks up to {}", self.end_sequence - 1),
+        };
+        if let Some(behind) = self.behind {
+            return format!(
+                "{which} of log {} are lost: the end of segment {} is damaged",
+                self.log, scans[behind].number
+            );
+        }
         format!(
-            "blocks {} to {} of log {} are lost: they stood before position {} of segment {}",
-            self.first_sequence,
-            self.end_sequence - 1,
-            self.log,
-            self.position,
-            scans[self.segment].number
+            "{which} of log {} are lost: they stood before position {} of segment {}",
+            self.log, self.position, scans[self.segment].number
         )
     }
 }
@@ -550,6 +654,7 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
         let mut expected: Option<(u64, Option<usize>)> = known.map(|(next, _)| (next, None));
+        let mut damage_follows = false;
         let mut next_sequence = durable.max(known.map_or(0, |(next, _)| next));
         for found in valid {
             let sequence = found.header.sequence;
@@ -566,13 +671,16 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                         break; // the log ends here: what follows was never acknowledged
                     }
                     // Where no books are kept, segments in between were used again; nothing in them was alive.
-                    if known.is_some() || former_segment == Some(found.segment) {
+                    let behind = former_segment.filter(|&former| damage_follows && former != found.segment);
+                    let is_in_segment = former_segment == Some(found.segment) || !found.begins_segment();
+                    if known.is_some() || is_in_segment || behind.is_some() {
                         resolution.gaps.push(Gap {
                             log: number,
-                            first_sequence: wanted,
+                            first_sequence: Some(wanted),
                             end_sequence: sequence.min(durable),
                             segment: found.segment,
                             position: found.header.position,
+                            behind,
                         });
                     }
                     // If the gap reaches beyond what was durable, its end was torn.
@@ -582,8 +690,18 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                 }
             } else if sequence > durable {
                 break; // the block before it is torn
+            } else if !found.begins_segment() {
+                resolution.gaps.push(Gap {
+                    log: number,
+                    first_sequence: None,
+                    end_sequence: sequence,
+                    segment: found.segment,
+                    position: found.header.position,
+                    behind: None,
+                });
             }
             expected = Some((sequence + 1, Some(found.segment)));
+            damage_follows = found.damage_follows;
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
@@ -600,6 +718,7 @@ mod tests {
 
     /// Blocks as (segment, sequence, durable, term, term start), in log 0.
     fn found(blocks: &[(usize, u64, u64, u32, u64)]) -> Vec<Found> {
+        let first_of = |segment| blocks.iter().find(|block| block.0 == segment).map_or(0, |block| block.1);
         blocks
             .iter()
             .enumerate()
@@ -614,9 +733,10 @@ mod tests {
                     length: 100,
                     records: 1,
                     log: 0,
-                    position: 4096 * (sequence + 1),
+                    position: 4096 * (1 + sequence - first_of(segment)),
                 },
                 is_whole: true,
+                damage_follows: false,
                 segment,
                 place,
             })
@@ -676,6 +796,32 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_missed_where_the_end_of_a_segment_is_damaged() {
+        let mut blocks = found(&[(0, 0, 0, 1, 0), (0, 1, 1, 1, 0), (2, 5, 5, 1, 0)]);
+        assert!(resolve(&mut blocks.clone(), &HashMap::new()).gaps.is_empty());
+        blocks[1].damage_follows = true;
+        let gaps = resolve(&mut blocks, &HashMap::new()).gaps;
+        assert_eq!((gaps.len(), gaps[0].first_sequence, gaps[0].end_sequence), (1, Some(2), 5));
+        assert_eq!(gaps[0].behind, Some(0));
+    }
+
+    #[test]
+    fn what_stood_before_the_first_block_of_a_segment_is_damage() {
+        for first in [None, Some((0, 0, 0, 1, 0))] {
+            let mut blocks: Vec<_> = first.into_iter().collect();
+            blocks.extend([(2, 5, 5, 1, 0), (2, 6, 6, 1, 0)]);
+            let mut found = found(&blocks);
+            assert!(resolve(&mut found, &HashMap::new()).gaps.is_empty());
+            for found in &mut found {
+                found.header.position += if found.header.sequence == 0 { 0 } else { 4096 };
+            }
+            let resolution = resolve(&mut found, &HashMap::new());
+            assert_eq!((resolution.counting.len(), resolution.gaps.len()), (blocks.len(), 1));
+            assert_eq!(resolution.gaps[0].end_sequence, 5);
+        }
+    }
+
+    #[test]
     fn what_a_start_has_cut_off_stays_cut_off() {
         // The first run left 0 and, behind a torn 1, the void 2. The second run began with 1 and has acknowledged.
         let (blocks, continuation, gaps) =
@@ -700,7 +846,7 @@ mod tests {
         let resolution = resolve(&mut blocks, &known);
         let counting: Vec<u64> = resolution.counting.iter().map(|found| found.header.sequence).collect();
         assert_eq!(counting, [4, 5]);
-        assert_eq!((resolution.gaps[0].first_sequence, resolution.gaps[0].end_sequence), (2, 4));
+        assert_eq!((resolution.gaps[0].first_sequence, resolution.gaps[0].end_sequence), (Some(2), 4));
         assert_eq!(resolution.logs[&0], Continuation { next_sequence: 6, term: 2 });
     }
 

@@ -19,7 +19,7 @@ use pollster::block_on;
 use rustix::io::Errno;
 
 use super::catalog::service::opener;
-use super::catalog::{Books, Database, Dead, Read, SegmentUse, Write};
+use super::catalog::{Books, CURE, Database, Dead, Read, SegmentUse, Write};
 use super::folder::Folder;
 use super::handle::Store;
 use super::local::LocalStore;
@@ -280,7 +280,22 @@ fn open_catalog(folder: &Folder, notices: &mut Vec<String>) -> Result<(Database,
         std::fs::read_dir(&folder.segments).is_ok_and(|mut segments| segments.next().is_some());
     let is_rebuilt = has_segments && !folder.catalog.exists();
     if !is_rebuilt {
-        return Ok((Database::open(&folder.catalog, folder.store)?, false));
+        // The database would take an empty file for a new one.
+        let is_emptied = has_segments && std::fs::metadata(&folder.catalog).is_ok_and(|file| file.len() == 0);
+        if is_emptied {
+            return Err(Error::new(
+                Kind::Damaged,
+                format!("the catalog is damaged (its file is empty): {CURE}"),
+            ));
+        }
+        return match Database::open(&folder.catalog, folder.store) {
+            // The first start was cut off while it made the catalog.
+            Err(error) if error.kind() == Kind::Damaged && !has_segments => {
+                remove(&folder.catalog)?;
+                Ok((Database::open(&folder.catalog, folder.store)?, false))
+            }
+            opened => Ok((opened?, false)),
+        };
     }
     let notice = "there is no catalog: it is made anew from the segments, which reads all of them";
     tracing::warn!("{notice}");

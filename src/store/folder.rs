@@ -108,6 +108,65 @@ impl Folder {
     }
 }
 
+/// A data folder that is only read. No server can open it until this is dropped.
+#[derive(Debug)]
+pub struct ReadFolder {
+    /// The folder of the segments.
+    pub segments: PathBuf,
+    /// The file of the catalog.
+    pub catalog: PathBuf,
+    /// What the folder says it is: the store's number, and the length of a segment in bytes. Or why it does not.
+    pub marker: std::result::Result<(u64, u64), Error>,
+    _lock: Option<OwnedFd>,
+}
+
+impl ReadFolder {
+    /// Opens a folder that is there, and changes nothing in it.
+    ///
+    /// # Errors
+    /// [`Kind::DataFolder`]: it cannot be read, or holds something else. [`Kind::Locked`]: a server has it open.
+    pub fn open(path: &Path) -> Result<ReadFolder> {
+        let segments = path.join(SEGMENTS);
+        let marker = read_marker(path).and_then(|marker| match marker {
+            Some(marker) => {
+                check_segment_bytes(marker.segment_bytes)
+                    .map_err(|error| Error::new(Kind::DataFolder, format!("{MARKER} is damaged: {error}")))?;
+                Ok((marker.store, marker.segment_bytes))
+            }
+            None => Err(Error::new(Kind::DataFolder, format!("{} is missing", path.join(MARKER).display()))),
+        });
+        // What has neither was never a store.
+        if let Err(error) = fs::read_dir(&segments) {
+            let message = match error.kind() {
+                ErrorKind::PermissionDenied => format!("cannot read {}: {error}", segments.display()),
+                _ if marker.is_ok() => format!("{} has lost its folder of segments: {error}", path.display()),
+                _ => format!("{} is not a data folder of tailwater", path.display()),
+            };
+            return Err(Error::new(Kind::DataFolder, message));
+        }
+        Ok(ReadFolder { segments, catalog: path.join(CATALOG), marker, _lock: share_lock(path)? })
+    }
+}
+
+/// Keeps servers away without writing. None where there is no lock that could be read: nobody here can tell then.
+fn share_lock(path: &Path) -> Result<Option<OwnedFd>> {
+    let Ok(lock) = rustix::fs::open(path.join(LOCK), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+        return Ok(None);
+    };
+    // As long as a server waits for one that was killed.
+    for _ in 0..20 {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => return Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(50)),
+            // A file system without locks.
+            Err(_) => return Ok(None),
+        }
+    }
+    let message =
+        format!("the data folder {} is in use by another process: end that server first", path.display());
+    Err(Error::new(Kind::Locked, message))
+}
+
 fn read_marker(path: &Path) -> Result<Option<Marker>> {
     let file = path.join(MARKER);
     let text = match fs::read_to_string(&file) {

@@ -9,11 +9,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::catalog::{Batch, Change, CreateDocument, Database, SegmentUse, Step};
+use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
 use super::name::Name;
+use super::object::State;
 use crate::error::Result;
 use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{Continuation, Known, RecoveredRecord, Space, SurveyedSegment, survey};
+use crate::log::{Continuation, Known, RecoveredRecord, Space, Survey, SurveyedSegment, survey};
 use crate::runtime::Core;
 
 /// What came back, and what did not.
@@ -41,6 +42,8 @@ struct Broken {
     kind: RecordKind,
     segment: u64,
     position: u64,
+    /// Which of the object's bytes.
+    bytes: std::ops::Range<u64>,
 }
 
 /// Reads what the catalog does not cover, and tells it. With `is_rebuilt` it covers nothing.
@@ -54,6 +57,41 @@ pub async fn recover(
     is_rebuilt: bool,
 ) -> Result<Recovered> {
     let began = core.precise_now();
+    let Learned { mut recovered, survey, outcome } = learn(core, space, database, is_rebuilt).await?;
+    let cleared = survey.settle(core, space).await?;
+    let freed = cleared.iter().map(|&(number, epoch)| Step::Free(SegmentUse { number, epoch }));
+    let freed: Vec<Step> = freed.collect();
+    let last = database.take(&freed)?;
+    for segment in outcome.emptied.into_iter().chain(last.emptied) {
+        space.segment(segment.number, segment.epoch).set_empty();
+    }
+    for number in survey.free.iter().copied().chain(cleared.iter().map(|&(number, _)| number)) {
+        space.set_free(number);
+    }
+    recovered.elapsed = core.precise_now().saturating_duration_since(began);
+    Ok(recovered)
+}
+
+/// What was learned from the segments, before any of them is changed.
+pub struct Learned {
+    /// What came back, and what did not.
+    pub recovered: Recovered,
+    /// What of the segments counts.
+    pub survey: Survey,
+    /// What the catalog makes of it.
+    pub outcome: Outcome,
+}
+
+/// As [`recover`], and leaves the segments as they are: only the catalog is changed.
+///
+/// # Errors
+/// A folder, file or catalog that cannot be read, a catalog that cannot be written.
+pub async fn learn(
+    core: &Rc<Core>,
+    space: &Arc<Space>,
+    database: &Database,
+    is_rebuilt: bool,
+) -> Result<Learned> {
     let coverage = database.coverage()?;
     let known = Known { segments: coverage.segments, logs: coverage.logs };
     let survey = survey(core, space, &known).await?;
@@ -73,6 +111,39 @@ pub async fn recover(
             reading.touched.entry(generation).or_default();
         }
     }
+    let mut nameless = Vec::new();
+    for broken in reading.broken.iter().filter(|broken| broken.kind == RecordKind::Create) {
+        if !database.is_named_or_deleted(broken.generation)? {
+            recovered.damage.push(format!(
+                "an object of which only its number is known (generation {}) has lost its name: position {} of \
+                 segment {} is damaged",
+                broken.generation, broken.position, broken.segment
+            ));
+            nameless.push(broken.generation);
+        }
+    }
+    // Where nothing is damaged, bytes without a name are what is left of objects that were deleted long ago.
+    if !survey.damage.is_empty() {
+        for (generation, bytes) in database.nameless()? {
+            if !nameless.contains(&generation) {
+                recovered.damage.push(format!(
+                    "{bytes} bytes of an object of which only its number is known (generation {generation}) have no \
+                     name: it is lost, unless it was deleted"
+                ));
+            }
+        }
+    }
+    // Where records are lost, they may be the ends of objects.
+    let is_damaged = !survey.damage.is_empty() || !reading.broken.is_empty();
+    if !survey.damage.is_empty() {
+        let unended = database.view()?.unended()?;
+        recovered.damage.extend(unended.into_iter().map(|(generation, bucket, key)| {
+            format!(
+                "{bucket}/{key} (generation {generation}) has no end: it is lost, unless the object was being written \
+                 when the store ended"
+            )
+        }));
+    }
     let (outcome, damage) = database.settle(&reading.touched, is_rebuilt)?;
     recovered.damage.extend(reading.damage);
     recovered.damage.extend(damage);
@@ -80,10 +151,24 @@ pub async fn recover(
     for broken in reading.broken {
         // What is deleted has been punched out, and is missed by nobody.
         if let Some((bucket, key)) = view.name(broken.generation)? {
-            let what = if broken.kind == RecordKind::Create { "its metadata" } else { "some of its bytes" };
+            let what = match broken.kind {
+                RecordKind::Create => "its metadata".to_owned(),
+                _ => format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1)),
+            };
             recovered.damage.push(format!(
                 "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
                 broken.generation, broken.position, broken.segment
+            ));
+        }
+    }
+    for (&generation, &length) in reading.interrupted.iter().filter(|_| is_damaged) {
+        let Some((bucket, key)) = view.name(generation)? else { continue };
+        let rows = view.objects(&bucket, key.as_bytes())?;
+        let row = rows.iter().find(|row| row.generation == generation && row.state == State::Interrupted);
+        if let Some(row) = row.filter(|row| row.length < length) {
+            recovered.damage.push(format!(
+                "{bucket}/{key} (generation {generation}) was interrupted with {length} bytes, of which {} are left",
+                row.length
             ));
         }
     }
@@ -94,19 +179,7 @@ pub async fn recover(
     recovered.names = several.iter().filter_map(|(bucket, key)| Name::new(bucket, key).ok()).collect();
     recovered.generation_max = database.coverage()?.generation_max;
     drop(view);
-
-    let cleared = survey.settle(core, space).await?;
-    let freed = cleared.iter().map(|&(number, epoch)| Step::Free(SegmentUse { number, epoch }));
-    let freed: Vec<Step> = freed.collect();
-    let last = database.take(&freed)?;
-    for segment in outcome.emptied.into_iter().chain(last.emptied) {
-        space.segment(segment.number, segment.epoch).set_empty();
-    }
-    for number in survey.free.iter().copied().chain(cleared.iter().map(|&(number, _)| number)) {
-        space.set_free(number);
-    }
-    recovered.elapsed = core.precise_now().saturating_duration_since(began);
-    Ok(recovered)
+    Ok(Learned { recovered, survey, outcome })
 }
 
 /// What comes up while segments are read.
@@ -115,6 +188,8 @@ struct Reading {
     /// Generations without a seal so far, and when they were last heard of, in microseconds since 1970.
     touched: HashMap<u64, u64>,
     sealed: Vec<u64>,
+    /// How many bytes objects were interrupted with.
+    interrupted: HashMap<u64, u64>,
     broken: Vec<Broken>,
     damage: Vec<String>,
 }
@@ -128,8 +203,12 @@ impl Reading {
             let generation = header.generation;
             if !record.is_whole {
                 let (kind, position) = (header.kind, record.position);
-                self.broken.push(Broken { generation, kind, segment: segment.number, position });
+                let bytes = header.offset..header.offset + u64::from(header.length);
+                self.broken.push(Broken { generation, kind, segment: segment.number, position, bytes });
                 continue;
+            }
+            if header.kind == RecordKind::Interrupt {
+                self.interrupted.insert(generation, header.offset);
             }
             match header.kind {
                 RecordKind::Delete => {

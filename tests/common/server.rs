@@ -170,6 +170,16 @@ impl Server {
         self.run();
     }
 
+    /// A flag that the server is not started with from the next start on.
+    pub fn remove_flag(&mut self, flag: &str) {
+        self.flags.retain(|found| found != flag);
+    }
+
+    /// A flag without a value that the server is started with from the next start on.
+    pub fn add_flag(&mut self, flag: &str) {
+        self.flags.push(flag.to_owned());
+    }
+
     /// What the server is started with from the next start on.
     pub fn set_flag(&mut self, flag: &str, value: &str) {
         match self.flags.iter().position(|found| found == flag) {
@@ -331,6 +341,25 @@ impl Server {
         assert_eq!(response.head.get("tailwater-state"), Some("sealed"));
         assert_eq!(response.head.get("content-length"), Some(bytes.len().to_string().as_str()));
         assert_same(path, &response.body, bytes);
+    }
+
+    /// A store that nobody serves and that was left in any state is whole, and so are its segments without its
+    /// catalog.
+    #[track_caller]
+    pub fn assert_verified(&self) {
+        let (data, beside) = (self.data_path(), self.file_path("catalog-beside"));
+        let verify = || {
+            let output =
+                Command::new(env!("CARGO_BIN_EXE_tailwater")).arg("verify").arg(&data).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        let (code, text) = verify();
+        assert_eq!(code, Some(0), "{text}");
+        std::fs::rename(data.join("catalog"), &beside).unwrap();
+        let (_, text) = verify();
+        let damaged: Vec<&str> = text.lines().filter(|line| line.starts_with("damaged: ")).collect();
+        assert!(damaged.len() == 1 && damaged[0].contains("the catalog is missing"), "{text}");
+        std::fs::rename(&beside, data.join("catalog")).unwrap();
     }
 
     /// Waits until what a name serves is in this state.

@@ -13,8 +13,8 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBac
 use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::failure::{CURE, Result, failure};
 use super::tables::{
-    BUCKETS, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES,
-    Tables,
+    BUCKETS, DELETED, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow,
+    TOMBSTONE_PLACES, Tables,
 };
 use super::work::{Work, state_of};
 use crate::error::{Error, Kind};
@@ -132,8 +132,10 @@ impl Database {
     /// # Errors
     /// [`Kind::Damaged`] for what is no catalog, or that of another store; [`Kind::NoSpace`]; [`Kind::Device`].
     pub fn open(path: &Path, store: u64) -> Result<Database> {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failure)?;
-        Database::check(database, store)
+        unpanicked(|| {
+            let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failure)?;
+            Database::check(database, store)
+        })
     }
 
     /// As [`Database::open`], on any storage.
@@ -144,6 +146,61 @@ impl Database {
         let database =
             Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(failure)?;
         Database::check(database, store)
+    }
+
+    /// As [`Database::open_on`], after every page was checked. Nothing is made where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn open_checked(backend: impl StorageBackend, store: u64) -> Result<Database> {
+        if backend.len().map_err(|error| failure(redb::Error::Io(error)))? == 0 {
+            return Err(damaged("its file is empty"));
+        }
+        unpanicked(|| {
+            let builder = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+            let mut database = builder.map_err(failure)?;
+            match database.check_integrity() {
+                Ok(true) => Database::check(database, store),
+                Ok(false) => Err(damaged("its pages do not agree")),
+                Err(error) => Err(failure(error)),
+            }
+        })
+    }
+
+    /// Whether the catalog knows a generation's name, or that it is deleted.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn is_named_or_deleted(&self, generation: u64) -> Result<bool> {
+        let transaction = self.read()?;
+        let is_named =
+            transaction.open_table(GENERATIONS).map_err(failure)?.get(generation).map_err(failure)?.is_some();
+        let deleted = transaction.open_table(DELETED).map_err(failure)?;
+        Ok(is_named || deleted.get(generation).map_err(failure)?.is_some())
+    }
+
+    /// Generations that have bytes or an end, and no creation and no deletion; and how many bytes.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn nameless(&self) -> Result<Vec<(u64, u64)>> {
+        let mut nameless = Vec::new();
+        self.change(|work| {
+            for generation in orphans(work)? {
+                let tables = work.tables();
+                if tables.deleted.get(generation).map_err(failure)?.is_some() {
+                    continue;
+                }
+                let mut bytes = 0;
+                for row in tables.extents.range((generation, 0)..=(generation, u64::MAX)).map_err(failure)? {
+                    let extents = StoredExtent::decode_row(row.map_err(failure)?.1.value());
+                    bytes += extents.iter().map(|extent| u64::from(extent.length)).sum::<u64>();
+                }
+                nameless.push((generation, bytes));
+            }
+            Ok(())
+        })?;
+        Ok(nameless)
     }
 
     fn check(inner: redb::Database, store: u64) -> Result<Database> {
@@ -286,6 +343,26 @@ impl Database {
     }
 }
 
+fn damaged(what: &str) -> Error {
+    Error::new(Kind::Damaged, format!("the catalog is damaged ({what}): {CURE}"))
+}
+
+/// Opens a database. It believes some of what it reads in its file, and panics where that was wrong; here that is an
+/// error like any other, and nothing is printed.
+fn unpanicked(open: impl FnOnce() -> Result<Database>) -> Result<Database> {
+    use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+    let (former, here) = (Arc::new(take_hook()), std::thread::current().id());
+    let others = former.clone();
+    set_hook(Box::new(move |panic| {
+        if std::thread::current().id() != here {
+            others(panic);
+        }
+    }));
+    let opened = catch_unwind(AssertUnwindSafe(open));
+    set_hook(Box::new(move |panic| former(panic)));
+    opened.unwrap_or_else(|_| Err(damaged("what its file says cannot be")))
+}
+
 /// The generations that one of these tables is keyed by.
 fn keys<V: redb::Value + 'static>(table: &impl ReadableTable<u64, V>) -> Result<Vec<u64>> {
     table.iter().map_err(failure)?.map(|row| row.map(|(key, _)| key.value()).map_err(failure)).collect()
@@ -312,7 +389,7 @@ fn orphans(work: &mut Work<'_>) -> Result<Vec<u64>> {
 
 /// The catalog at one moment.
 pub struct View {
-    transaction: ReadTransaction,
+    pub(super) transaction: ReadTransaction,
 }
 
 type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
@@ -433,6 +510,21 @@ impl View {
         }
         names.dedup();
         Ok(names)
+    }
+
+    /// The generations of which no end is known, with their names.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn unended(&self) -> Result<Vec<(u64, String, String)>> {
+        let live = keys(&self.transaction.open_table(LIVE).map_err(failure)?)?;
+        let mut unended = Vec::new();
+        for generation in live {
+            if let Some((bucket, key)) = self.name(generation)? {
+                unended.push((generation, bucket, key));
+            }
+        }
+        Ok(unended)
     }
 
     /// The name of a generation.

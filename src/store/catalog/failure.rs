@@ -21,7 +21,7 @@ pub(super) fn failure(error: impl Into<redb::Error>) -> Error {
 }
 
 /// What helps against a damaged catalog.
-pub(super) const CURE: &str = "tailwater serve --rebuild-catalog makes it anew from the segments";
+pub(in crate::store) const CURE: &str = "tailwater serve --rebuild-catalog makes it anew from the segments";
 
 fn from_io(error: &io::Error) -> Error {
     match error.raw_os_error() {

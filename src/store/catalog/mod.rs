@@ -4,15 +4,19 @@
 //! reading them all at the start, and keeping what they hold in memory.
 //!
 //! [`database`] is the embedded database and its transactions, [`changes`] what the logs tell it, [`service`] the
-//! threads that keep cores from ever waiting for it.
+//! threads that keep cores from ever waiting for it. [`check`] looks whether its rows agree, and [`overlay`] lets it be
+//! opened where nothing may be written.
 
 pub mod changes;
+pub mod check;
 pub mod database;
 mod failure;
+pub mod overlay;
 pub mod service;
 mod tables;
 mod work;
 
 pub use changes::{Batch, Change, SegmentUse};
-pub use database::{Database, Step};
+pub use database::{Database, Outcome, Step};
+pub(super) use failure::CURE;
 pub use service::{Answer, Books, CreateDocument, Dead, Entered, Listed, Page, Read, Write};
