@@ -183,6 +183,12 @@ impl Core {
         }
     }
 
+    /// How many timers wait.
+    #[cfg(test)]
+    pub(crate) fn timers_waiting(&self) -> usize {
+        self.timers.borrow().len()
+    }
+
     pub(super) fn timers(&self) -> &RefCell<Timers> {
         &self.timers
     }

@@ -14,6 +14,7 @@ mod file;
 mod race;
 mod stream;
 mod timer;
+mod under;
 
 pub use self::channel::{Receiver, Sender, channel};
 pub use self::core::{Core, Mailbox, Task, TaskGroup, allowed_processors};

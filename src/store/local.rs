@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use tracing::Instrument;
+
 use super::extents::{Extent, Tail};
 use super::listing::ListingQuery;
 use super::name::Name;
@@ -41,8 +43,8 @@ pub(super) enum Message {
     Grown(u64),
     /// This name has come into being.
     Begun(Name),
-    /// The deletion of this object is to be logged; then who asked is told.
-    Delete(Arc<Object>, Sender<Result<()>>),
+    /// The deletion of this object is to be logged, on behalf of this request; then who asked is told.
+    Delete(Context, Arc<Object>, Sender<Result<()>>),
     /// This object was superseded: its deletion is to be logged when that is possible.
     Supersede(Arc<Object>),
     /// Something to run here.
@@ -331,9 +333,10 @@ impl LocalStore {
             match message {
                 Message::Grown(generation) => self.commits.grown.wake(&generation),
                 Message::Begun(name) => self.names.wake(&name),
-                Message::Delete(object, done) => {
-                    let local = self.clone();
-                    self.spawn(async move { done.send(local.log_deletion(object).await) });
+                Message::Delete(context, object, done) => {
+                    let (local, span) = (self.clone(), context.span());
+                    let deletion = async move { done.send(local.log_deletion(&context, object).await) };
+                    self.spawn(deletion.instrument(span));
                 }
                 Message::Supersede(object) => self.delete_superseded(object),
                 Message::Call(call) => call(&self),
@@ -381,7 +384,8 @@ impl LocalStore {
     ///
     /// # Errors
     /// [`Kind::Exists`] with `only_if_absent` where the name serves something; [`Kind::NoSpace`];
-    /// [`Kind::ReadOnly`].
+    /// [`Kind::ReadOnly`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, and then nothing was
+    /// begun.
     pub async fn create(
         self: &Rc<Self>,
         context: &Context,
@@ -414,6 +418,7 @@ impl LocalStore {
         match appended {
             Ok(Some(appended)) => {
                 self.metrics.objects_live.increment();
+                tracing::debug!(object = %live.object.name(), generation, "begun");
                 self.announce_name(live.object.name(), awaited);
                 Ok(Writer::new(self.clone(), live, appended.sequence))
             }
@@ -445,15 +450,17 @@ impl LocalStore {
     }
 
     /// Waits until a name serves something. Dropping the future leaves nothing behind.
-    pub async fn find_when_begun(&self, _context: &Context, name: &Name) -> Arc<Object> {
+    ///
+    /// # Errors
+    /// [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, which leave nothing behind either.
+    pub async fn find_when_begun(&self, context: &Context, name: &Name) -> Result<Arc<Object>> {
         let _leaving = LeaveName { local: self, name };
         let (shared, core, wanted) = (self.shared.clone(), self.core.index(), name.clone());
-        self.names
-            .wait(name.clone(), move |registered| match registered {
-                false => shared.namespace.find(&wanted),
-                true => shared.namespace.find_or_await(&wanted, core),
-            })
-            .await
+        let begun = self.names.wait(name.clone(), move |registered| match registered {
+            false => shared.namespace.find(&wanted),
+            true => shared.namespace.find_or_await(&wanted, core),
+        });
+        self.core.under(context, begun).await
     }
 
     /// A reader of an object, from an offset on.
@@ -471,8 +478,11 @@ impl LocalStore {
     /// deletion to go on by itself.
     ///
     /// # Errors
-    /// [`Kind::NotFound`]; the failure of a log, and then the deletion may be undone by a restart.
-    pub async fn delete(&self, _context: &Context, name: &Name) -> Result<()> {
+    /// [`Kind::NotFound`]; the failure of a log, and then the deletion may be undone by a restart;
+    /// [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context: where that had ended before, nothing is
+    /// deleted, and otherwise the deletion goes on by itself.
+    pub async fn delete(&self, context: &Context, name: &Name) -> Result<()> {
+        self.core.check(context)?;
         let objects = self.shared.namespace.remove(name);
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
@@ -486,12 +496,13 @@ impl LocalStore {
                 self.metrics.objects_deleted.increment();
             }
             self.metrics.core_messages.increment();
-            self.shared.peers[object.home()].send(Message::Delete(object, done.clone()));
+            self.shared.peers[object.home()].send(Message::Delete(context.detached(), object, done.clone()));
         }
         drop(done);
         for _ in 0..count {
             let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
-            outcomes.receive().await.unwrap_or_else(|| Err(gone()))?;
+            let outcome = self.core.under(context, outcomes.receive()).await?;
+            outcome.unwrap_or_else(|| Err(gone()))?;
         }
         Ok(())
     }
@@ -502,7 +513,7 @@ impl LocalStore {
         let local = self.clone();
         self.spawn(async move {
             loop {
-                match local.log_deletion(object.clone()).await {
+                match local.log_deletion(&Context::background(), object.clone()).await {
                     Err(error) if error.kind() == Kind::NoSpace => local.core.sleep(DELETION_PAUSE).await,
                     Err(error) => {
                         tracing::warn!(object = %object.name(), %error, "what is superseded could not be deleted");
@@ -515,10 +526,9 @@ impl LocalStore {
     }
 
     /// Logs a deletion on this core, which is the object's home, and waits until it is durable.
-    pub(super) async fn log_deletion(&self, object: Arc<Object>) -> Result<()> {
-        let context = Context::background();
+    pub(super) async fn log_deletion(&self, context: &Context, object: Arc<Object>) -> Result<()> {
         loop {
-            self.log.room(&context, 0, true).await?;
+            self.log.room(context, 0, true).await?;
             let timestamp = microseconds(SystemTime::now());
             let generation = object.generation();
             let appended = self.log.append(
@@ -531,7 +541,8 @@ impl LocalStore {
                 },
             )?;
             if let Some(appended) = appended {
-                return self.log.acknowledged(&context, appended.sequence).await;
+                tracing::debug!(object = %object.name(), generation, "the deletion is in the log");
+                return self.log.acknowledged(context, appended.sequence).await;
             }
         }
     }
@@ -569,12 +580,16 @@ impl LocalStore {
                     break Err(error);
                 }
             };
-            if let Err(error) = outcome {
-                tracing::warn!(object = %live.object.name(), %error, "an interruption could not be logged");
-                local.end_without_log(&live);
+            match outcome {
+                Ok(()) => tracing::debug!(object = %live.object.name(), length, "interrupted"),
+                Err(error) => {
+                    tracing::warn!(object = %live.object.name(), %error, "an interruption could not be logged");
+                    local.end_without_log(&live);
+                }
             }
         };
-        self.endings.spawn(&self.core, task);
+        // The writer was dropped by whoever wrote: the lines of its end are that request's too.
+        self.endings.spawn(&self.core, task.in_current_span());
     }
 
     /// Ends an object as interrupted though that could not be logged.
@@ -681,19 +696,25 @@ pub(super) type Answer<T> = Sender<Result<T>>;
 
 /// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
 /// leaves the call to run to its end, which is that of the store at the latest.
+///
+/// The call is given the context and waits under it there, by the core's timers: so a deadline holds on a runtime
+/// without any, and the answer tells how far the call came. Its log lines carry the context's request.
 pub(super) async fn call_on<T, F>(
+    context: &Context,
     shared: &Shared,
     core: usize,
-    call: impl FnOnce(Rc<LocalStore>) -> F + Send + 'static,
+    call: impl FnOnce(Rc<LocalStore>, Context) -> F + Send + 'static,
 ) -> Result<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<T>> + 'static,
 {
     let (answer, mut answers): (Answer<T>, _) = channel();
+    let context = context.clone();
     shared.call(core, move |local| {
-        let future = call(local.clone());
-        local.spawn(async move { answer.send(future.await) });
+        let span = context.span();
+        let future = call(local.clone(), context);
+        local.spawn(async move { answer.send(future.await) }.instrument(span));
     });
     match answers.receive().await {
         Some(outcome) => outcome,
