@@ -136,6 +136,11 @@ fn a_waker_may_own_the_context_that_it_waits_for() {
     assert!(poll(&mut outer, &owner).is_pending());
     drop(owner);
     assert!(poll(&mut outer, Waker::noop()).is_pending());
+    // And one that is there when the end comes.
+    let mut inner = child.0.cancelled();
+    assert!(poll(&mut inner, Waker::noop()).is_pending());
+    let mut last = child.0.cancelled();
+    assert!(poll(&mut last, &Waker::from(Arc::new(Owner(inner, child.0.clone())))).is_pending());
     canceller.cancel(cause("over"));
     assert!(child.0.check().is_err());
 }
@@ -393,7 +398,8 @@ proptest! {
             prop_assert_eq!(context.request(), plain.number.map(RequestId));
             let mut wait = context.cancelled();
             prop_assert_eq!(poll(&mut wait, Waker::noop()).is_ready(), plain.ended.is_some());
-            prop_assert_eq!(context.error_at(epoch).as_ref().map(plainly), plain.ended);
+            // At the beginning of time, when a deadline may have passed too.
+            prop_assert_eq!(context.error_at(epoch).as_ref().map(plainly), model.look(at, 0));
         }
         let root = contexts[0].clone();
         drop((contexts, cancellers));
