@@ -60,6 +60,7 @@ pub mod ring;
 pub mod runtime;
 pub mod serve;
 pub mod store;
+mod sync;
 
 pub use config::Config;
 pub use context::Context;

@@ -2,18 +2,19 @@
 //!
 //! A node holds its parent; a parent knows its children weakly, each at a place that the child gives back when it
 //! ends or is dropped. Ending a node walks down what derives from it. At any moment at most one node is locked, and
-//! no waker is called or dropped meanwhile: either may end up here again.
+//! no waker is called or dropped meanwhile: either may end up here again. `tests/models.rs` tries every interleaving of
+//! small cases.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::OnceLock;
 use std::task::{self, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use crate::error::{Error, Kind};
+use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PoisonError, Weak};
 
 /// A time to end at.
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +129,7 @@ impl Node {
 
     fn leave_parent(&self) {
         if let Some(parent) = &self.parent
-            && self.is_known.swap(false, Ordering::Relaxed)
+            && self.is_known.swap(false, Ordering::SeqCst)
         {
             // A parent that has ended knows nobody any more, and nobody new comes.
             let former = parent.lock().derived.try_remove(self.place);

@@ -9,8 +9,11 @@
 //! read and written by ring operations, which own their buffers.
 
 mod channel;
+#[cfg(test)]
+mod channel_tests;
 mod core;
 mod file;
+mod handover;
 mod race;
 mod stream;
 mod timer;

@@ -16,6 +16,7 @@ mod local;
 pub mod name;
 pub mod namespace;
 mod object;
+mod progress;
 mod reader;
 mod rebuild;
 mod registry;
