@@ -66,5 +66,5 @@ pub use config::Config;
 pub use context::Context;
 pub use error::{Error, Kind, Result};
 pub use store::{
-    Engine, Listing, ListingQuery, Metadata, Name, Object, State, Store, StoreReader, StoreWriter,
+    Engine, Listed, ListingQuery, Metadata, Name, Object, Page, State, Store, StoreReader, StoreWriter,
 };

@@ -115,6 +115,8 @@ metrics! {
     segments: By<SegmentState, Gauge> = "tailwater_segments";
     /// Turns of the cores' loops.
     loop_turns: Counter = "tailwater_loop_turns_total";
+    /// Bytes of deleted objects given back to the file system.
+    punched_bytes: Counter = "tailwater_punched_bytes_total";
     /// Messages from core to core.
     core_messages: Counter = "tailwater_core_messages_total";
     /// Messages from core to core that say that an object has grown.

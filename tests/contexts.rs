@@ -192,7 +192,7 @@ fn what_waits_on_a_core_ends_with_the_context_or_at_its_deadline() {
         assert_eq!(writer.room(&past, 1).await.unwrap_err().kind(), kind);
         let created = local.create(&past, never.clone(), Metadata::default(), false).await;
         assert_eq!(created.map(drop).unwrap_err().kind(), kind);
-        assert!(local.find(&never).is_none());
+        assert!(local.find(&background, &never).await.unwrap().is_none());
         // While they wait.
         let start = Instant::now();
         let soon = parent.with_timeout(SOON);

@@ -388,10 +388,14 @@ fn a_restart_keeps_what_was_sealed_interrupted_and_deleted() {
         assert!(bytes == content(99, 123_456) && end.unwrap_err().kind() == Kind::Interrupted);
 
         let query = ListingQuery { delimiter: Some("/".to_owned()), ..ListingQuery::default() };
-        assert_eq!(store.list("b", &query).prefixes, ["dir-0/", "dir-1/", "dir-2/"]);
+        let context = Context::background();
+        assert_eq!(
+            block_on(store.list(&context, "b", &query)).unwrap().prefixes,
+            ["dir-0/", "dir-1/", "dir-2/"]
+        );
         let query = ListingQuery { prefix: "dir-0/".to_owned(), limit: 3, ..ListingQuery::default() };
-        let page = store.list("b", &query);
-        let keys: Vec<_> = page.objects.iter().map(|object| object.name().key().to_owned()).collect();
+        let page = block_on(store.list(&context, "b", &query)).unwrap();
+        let keys: Vec<_> = page.entries.iter().map(|listed| listed.key.as_str()).collect();
         assert_eq!(keys, ["dir-0/0", "dir-0/12", "dir-0/15"]);
         assert_eq!(page.next.as_deref(), Some("dir-0/15"));
         // What is begun now comes after everything that ever was.

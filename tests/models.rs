@@ -335,7 +335,7 @@ fn write(progress: &Progress, bells: &[Bell], commits: u64) {
 
 fn follow_and_write(readers: usize, commits: u64) {
     let bells: Vec<_> = (0..readers).map(|_| Bell::default()).collect();
-    let shared = Arc::new((Progress::new(LIVE), bells));
+    let shared = Arc::new((Progress::new(LIVE, 0), bells));
     let followers: Vec<_> = (0..readers)
         .map(|core| {
             let shared = shared.clone();
@@ -352,7 +352,7 @@ fn follow_and_write(readers: usize, commits: u64) {
 fn a_reader_that_waits_is_told_of_a_commit_though_none_follows() {
     check_dfs(
         || {
-            let shared = Arc::new((Progress::new(LIVE), [Bell::default()]));
+            let shared = Arc::new((Progress::new(LIVE, 0), [Bell::default()]));
             let other = shared.clone();
             let follower = thread::spawn(move || follow(&other.0, 0, &other.1[0], 1));
             shared.0.commit(1);

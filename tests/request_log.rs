@@ -60,7 +60,7 @@ fn lines_of_the_store_carry_the_number_of_the_request() {
     let wanted =
         |message: &str| lines(&server).iter().filter(|line| text(line, "message") == message).count();
     eventually("all lines are there", || {
-        wanted("the deletion is in the log") == paths.len() && wanted("interrupted") == paths.len() / 2
+        wanted("a deletion is logged") == paths.len() && wanted("interrupted") == paths.len() / 2
     });
 
     let lines = lines(&server);
@@ -72,7 +72,7 @@ fn lines_of_the_store_carry_the_number_of_the_request() {
         let deletes = requests(&lines, "DELETE", path);
         let [delete] = deletes[..] else { panic!("one DELETE, and not {deletes:?}") };
         assert!(seen.insert(put, path).is_none() && seen.insert(delete, path).is_none());
-        let mut expected = vec![("begun", put), ("the deletion is in the log", delete)];
+        let mut expected = vec![("begun", put), ("a deletion is logged", delete)];
         if number % 2 == 1 {
             expected.push(("interrupted", put));
         }

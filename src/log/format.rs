@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Result};
 /// What every block is aligned to, in position and in length, in bytes.
 pub const ALIGNMENT: usize = 4096;
 /// The version of the format. A store of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The length of a segment's header, in bytes: one aligned unit, of which the first 64 bytes are used.
 pub const SEGMENT_HEADER_LENGTH: usize = ALIGNMENT;
 /// The length of a block's header, in bytes.
@@ -225,7 +225,8 @@ pub fn record_length(payload_length: usize) -> usize {
 
 impl RecordHeader {
     /// Writes the header before a payload that is already in place: `bytes` is the whole record without the
-    /// padding behind it. The checksum covers all of it.
+    /// padding behind it. Header and payload have a checksum each, so that the records of a block can be told when
+    /// the payload of one is gone.
     ///
     /// # Panics
     /// If `bytes` is not as long as header and payload.
@@ -235,37 +236,64 @@ impl RecordHeader {
         put(bytes, 8, self.generation.to_le_bytes());
         put(bytes, 16, self.offset.to_le_bytes());
         put(bytes, 24, self.timestamp.to_le_bytes());
-        put(bytes, 32, [self.kind as u8, if self.continued { CONTINUED } else { 0 }, 0, 0, 0, 0, 0, 0]);
-        let sum = checksum(&bytes[4..]);
+        put(bytes, 32, [self.kind as u8, if self.continued { CONTINUED } else { 0 }, 0, 0]);
+        let sum = checksum(&bytes[RECORD_HEADER_LENGTH..]);
+        put(bytes, 36, sum.to_le_bytes());
+        let sum = checksum(&bytes[4..RECORD_HEADER_LENGTH]);
         put(bytes, 0, sum.to_le_bytes());
     }
 
-    /// Reads and checks the record at the beginning of `bytes`, which may go on behind it. None: there is none
-    /// here, or it is damaged.
-    pub fn decode(bytes: &[u8]) -> Option<RecordHeader> {
-        if bytes.len() < RECORD_HEADER_LENGTH {
-            return None;
-        }
-        let length = take_u32(bytes, 4);
-        let end = RECORD_HEADER_LENGTH.checked_add(length as usize)?;
-        if end > bytes.len() || take_u32(bytes, 0) != checksum(&bytes[4..end]) {
+    /// Reads and checks the header of the record at the beginning of `bytes`. None: there is none here, or it is
+    /// damaged. The payload is not looked at; its checksum comes with the header.
+    pub fn decode(bytes: &[u8]) -> Option<(RecordHeader, PayloadChecksum)> {
+        let bytes = bytes.get(..RECORD_HEADER_LENGTH)?;
+        if take_u32(bytes, 0) != checksum(&bytes[4..]) {
             return None;
         }
         let [kind, flags, ..] = take::<8>(bytes, 32);
-        Some(RecordHeader {
+        let header = RecordHeader {
             kind: RecordKind::from_byte(kind)?,
             continued: flags & CONTINUED != 0,
-            length,
+            length: take_u32(bytes, 4),
             generation: take_u64(bytes, 8),
             offset: take_u64(bytes, 16),
             timestamp: take_u64(bytes, 24),
-        })
+        };
+        Some((header, PayloadChecksum(take_u32(bytes, 36))))
     }
 }
 
-/// The records of a whole block, each with where its payload begins, in bytes from the block's beginning. None
-/// when any record is damaged: a block counts as a whole or not at all.
-pub fn records_of(header: &BlockHeader, block: &[u8]) -> Option<Vec<(RecordHeader, usize)>> {
+/// What the payload of a record is checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PayloadChecksum(u32);
+
+impl PayloadChecksum {
+    /// Whether this is the payload, whole and unchanged.
+    pub fn is_of(self, payload: &[u8]) -> bool {
+        self.0 == checksum(payload)
+    }
+}
+
+/// A record in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its header.
+    pub header: RecordHeader,
+    /// Where its payload begins, in bytes from the beginning of the block.
+    pub payload_start: usize,
+    /// Whether the payload is what was written. That of a deleted object may be punched out.
+    pub is_whole: bool,
+}
+
+impl Record {
+    /// The payload within its block.
+    pub fn payload<'a>(&self, block: &'a [u8]) -> &'a [u8] {
+        &block[self.payload_start..self.payload_start + self.header.length as usize]
+    }
+}
+
+/// The records of a block. None when a header is damaged or the lengths do not agree: then it is no block.
+pub fn records_of(header: &BlockHeader, block: &[u8]) -> Option<Vec<Record>> {
     let length = header.length as usize;
     if length < BLOCK_HEADER_LENGTH || length > block.len() {
         return None;
@@ -273,8 +301,10 @@ pub fn records_of(header: &BlockHeader, block: &[u8]) -> Option<Vec<(RecordHeade
     let mut records = Vec::new();
     let mut at = BLOCK_HEADER_LENGTH;
     for _ in 0..header.records {
-        let record = RecordHeader::decode(block.get(at..length)?)?;
-        records.push((record, at + RECORD_HEADER_LENGTH));
+        let (record, checksum) = RecordHeader::decode(block.get(at..length)?)?;
+        let payload_start = at + RECORD_HEADER_LENGTH;
+        let payload = block.get(payload_start..payload_start.checked_add(record.length as usize)?)?;
+        records.push(Record { header: record, payload_start, is_whole: checksum.is_of(payload) });
         at += record_length(record.length as usize);
     }
     (at == length).then_some(records)
@@ -325,10 +355,11 @@ mod tests {
         assert_eq!((header.term, header.records, header.log, header.position), (2, 3, 1, 4096));
         let records = records_of(&header, &bytes).unwrap();
         assert_eq!(records.len(), 3);
-        assert!(records[0].0.continued && !records[1].0.continued);
-        let (last, at) = records[2];
-        assert_eq!(&bytes[at..at + last.length as usize], b"12345678");
-        assert_eq!((last.generation, last.offset, last.timestamp), (7, 10, 99));
+        assert!(records[0].header.continued && !records[1].header.continued);
+        assert!(records.iter().all(|record| record.is_whole));
+        let last = records[2];
+        assert_eq!(last.payload(&bytes), b"12345678");
+        assert_eq!((last.header.generation, last.header.offset, last.header.timestamp), (7, 10, 99));
     }
 
     #[test]
@@ -339,11 +370,23 @@ mod tests {
         for bit in 0..header.length as usize * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            let whole = BlockHeader::decode(&damaged).and_then(|header| records_of(&header, &damaged));
-            unnoticed += usize::from(whole.is_some());
+            let records = BlockHeader::decode(&damaged).and_then(|header| records_of(&header, &damaged));
+            let is_whole = records.is_some_and(|records| records.iter().all(|record| record.is_whole));
+            unnoticed += usize::from(is_whole);
         }
         // The bytes between records (3 behind "hello") carry nothing.
         assert_eq!(unnoticed, 3 * 8);
+    }
+
+    #[test]
+    fn a_payload_that_is_gone_leaves_the_other_records() {
+        let mut bytes = block();
+        let header = BlockHeader::decode(&bytes).unwrap();
+        let last = records_of(&header, &bytes).unwrap()[2];
+        bytes[last.payload_start..last.payload_start + 8].fill(0);
+        let whole: Vec<bool> =
+            records_of(&header, &bytes).unwrap().iter().map(|record| record.is_whole).collect();
+        assert_eq!(whole, [true, true, false]);
     }
 
     #[test]
@@ -369,7 +412,7 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(SegmentHeader::decode(&damaged).unwrap(), None);
         }
-        put(&mut bytes, 12, 2u32.to_le_bytes());
+        put(&mut bytes, 12, (VERSION + 1).to_le_bytes());
         let sum = checksum(&bytes[12..64]);
         put(&mut bytes, 8, sum.to_le_bytes());
         assert!(SegmentHeader::decode(&bytes).is_err());

@@ -22,7 +22,7 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | `tailwtr` and the byte 1 |
 //! | 8 | 4 | checksum of bytes 12 to 63 |
-//! | 12 | 4 | format version: 1 |
+//! | 12 | 4 | format version: 2 |
 //! | 16 | 8 | store: a number drawn when the store was made |
 //! | 24 | 8 | the segment's number |
 //! | 32 | 8 | epoch: which use of a file this is, never the same twice in a store |
@@ -49,14 +49,15 @@
 //!
 //! | at | size | record |
 //! | --- | --- | --- |
-//! | 0 | 4 | checksum of byte 4 to the end of the payload |
+//! | 0 | 4 | checksum of bytes 4 to 39 |
 //! | 4 | 4 | length of the payload |
 //! | 8 | 8 | generation of the object |
 //! | 16 | 8 | offset in the object of the first payload byte; the length of the object for seal and interrupt |
 //! | 24 | 8 | timestamp: microseconds since 1970 |
 //! | 32 | 1 | kind: 1 create, 2 append, 3 frame, 4 seal, 5 interrupt, 6 delete |
 //! | 33 | 1 | flags: 1 = the append goes on in the object's next record |
-//! | 34 | 6 | zero |
+//! | 34 | 2 | zero |
+//! | 36 | 4 | checksum of the payload: of its own, because that of a deleted object is punched out |
 //! | 40 | | payload; that of a create is a JSON document (name, metadata, declared length) |
 //!
 //! # What counts after a crash
@@ -75,6 +76,8 @@ mod segment;
 mod tests;
 mod writer;
 
-pub use recovery::{Continuation, RecoveredRecord, Recovery, recover};
-pub use segment::{Keeper, Segment, Space, SpaceSettings, check_segment_bytes, segment_bytes_for};
+pub use recovery::{Continuation, Known, KnownSegment, RecoveredRecord, Survey, SurveyedSegment, survey};
+pub use segment::{
+    Cleared, Keeper, Segment, Space, SpaceSettings, check_segment_bytes, open_for_reading, segment_bytes_for,
+};
 pub use writer::{Appended, Log, LogSettings, LogState, Placement, Sink};

@@ -1,10 +1,11 @@
 //! The recovery scan: what of the segments counts, and where each log goes on.
 //!
-//! Reading comes first (`scan`): every block that checks out, of every segment. Then [`resolve`], which is pure,
-//! settles by the rules of the room's header which of them count. When [`recover`] returns, what it decided on is
-//! on stable storage, and segments of which nothing counts can no longer be taken for anything else.
+//! [`survey`] reads every segment that [`Known`] does not cover, block by block, and [`resolve`], which is pure,
+//! settles by the rules of the room's header which blocks count. [`Survey::read`] then answers the records of one
+//! segment after the other, so that a store of any size can be read in bounded memory. Nothing is changed before
+//! [`Survey::settle`]: when that returns, what does not count can no longer be taken for anything else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RecordHeader, RecordKind, SEGMENT_HEADER_LENGTH,
     SegmentHeader, records_of,
 };
-use super::segment::{Empty, Segment, Space, header_region, lock, open_for_reading, zeroed_region};
+use super::segment::{Space, clear, lock, open_for_reading, zeroed_region};
 use crate::error::{Error, Kind, Result};
 use crate::ring::{Descriptor, OpenMode};
 use crate::runtime::Core;
@@ -24,18 +25,36 @@ const READ_LENGTH: usize = 4 << 20;
 /// The longest block that is believed in, in bytes: what a piece of an arena can have.
 const BLOCK_LENGTH_MAX: usize = 16 << 20;
 
-/// A record that counts.
-pub struct RecoveredRecord {
-    /// Its header.
-    pub header: RecordHeader,
-    /// The log that it is in.
-    pub log: u16,
-    /// The segment that it is in.
-    pub segment: Arc<Segment>,
-    /// Where its payload begins in the segment, in bytes.
-    pub position: u64,
-    /// The payload of a create record; empty for others.
-    pub metadata: Vec<u8>,
+/// How many of the segments that are covered are looked at all the same, to notice another store's.
+const COVERED_CHECKED: usize = 16;
+
+/// What is known of a segment beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownSegment {
+    /// Everything in it is known, in this use of it.
+    Covered {
+        /// Which use of the file.
+        epoch: u64,
+    },
+    /// What it begins with is known.
+    Begun {
+        /// Which use of the file.
+        epoch: u64,
+    },
+    /// Nothing is in it in this use; it may have been begun anew since.
+    Free {
+        /// Which use of the file.
+        epoch: u64,
+    },
+}
+
+/// What need not be read, because somebody keeps books of it.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Segments by number.
+    pub segments: HashMap<u64, KnownSegment>,
+    /// For each log the first block that is not known, and the term of the last one that is.
+    pub logs: HashMap<u16, (u64, u32)>,
 }
 
 /// Where a log goes on.
@@ -49,122 +68,232 @@ pub struct Continuation {
 
 /// What the segments hold.
 #[derive(Default)]
-pub struct Recovery {
-    /// The records that count, log by log in the order of writing.
-    pub records: Vec<RecoveredRecord>,
+pub struct Survey {
+    /// The segments with blocks that count, log by log in the order of writing.
+    pub segments: Vec<SurveyedSegment>,
     /// Where each log goes on.
     pub logs: BTreeMap<u16, Continuation>,
-    /// The largest generation that was ever begun, also in what does not count.
-    pub generation_max: u64,
     /// What is damaged, a sentence each.
     pub damage: Vec<String>,
+    /// Segments that are free, as is known.
+    pub free: Vec<u64>,
     /// How many bytes were read.
     pub scanned_bytes: u64,
+    /// Segments of which nothing counts.
+    nothing_counts: Vec<u64>,
+    /// Positions of blocks that do not count, in segments where others do.
+    void: Vec<(u64, Vec<u64>)>,
 }
 
-/// Reads all segments of a store and settles what counts.
+/// A segment with blocks that count.
+pub struct SurveyedSegment {
+    /// Its number.
+    pub number: u64,
+    /// Which use of the file.
+    pub epoch: u64,
+    /// The log.
+    pub log: u16,
+    /// The blocks that count: where, how long, which, of which term.
+    blocks: Vec<BlockHeader>,
+    /// Where the last block that counts ends, in bytes.
+    pub end: u64,
+}
+
+impl SurveyedSegment {
+    /// The sequence behind the last block that counts, and its term.
+    pub fn covers(&self) -> (u64, u32) {
+        self.blocks.last().map_or((0, 0), |block| (block.sequence + 1, block.term))
+    }
+}
+
+/// A record that counts.
+#[derive(Clone, Debug)]
+pub struct RecoveredRecord {
+    /// Its header.
+    pub header: RecordHeader,
+    /// Where its payload begins in the segment, in bytes.
+    pub position: u64,
+    /// Whether the payload is what was written: that of a deleted object may be punched out.
+    pub is_whole: bool,
+    /// The payload of a create record; empty for others.
+    pub document: Vec<u8>,
+}
+
+/// Reads all segments of a store that are not known, and settles what counts.
 ///
 /// # Errors
 /// A folder or file that cannot be read, a segment of another store or of another format version.
-pub async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<Recovery> {
+pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Result<Survey> {
     let settings = space.settings();
-    let mut recovery = Recovery::default();
+    let mut survey = Survey::default();
     let mut scans = Vec::new();
-    for number in list(space)? {
+    let numbers = list(core, space)?;
+    for number in known.segments.keys().filter(|number| numbers.binary_search(number).is_err()) {
+        if !matches!(known.segments[number], KnownSegment::Free { .. }) {
+            survey.damage.push(format!("segment {number} is missing: what lies in it is lost"));
+        }
+    }
+    let covered = |number: &u64| match known.segments.get(number) {
+        Some(&KnownSegment::Covered { epoch }) => Some(epoch),
+        _ => None,
+    };
+    let mut to_check = COVERED_CHECKED;
+    for number in numbers.into_iter().rev() {
+        let known = known.segments.get(&number);
+        if let Some(epoch) = covered(&number) {
+            space.resume_after(number, epoch);
+            if to_check == 0 {
+                continue;
+            }
+        }
         let path = Space::path(&settings.folder, number);
         let failed = |what: &str, errno: Errno| Error::device(format!("{what} {}", path.display()), errno);
         let file = open_for_reading(core, &path).await.map_err(|errno| failed("cannot open", errno))?;
-        // Wait for the last writes of a killed process, then make durable what is going to be believed.
-        lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
-        let _ = rustix::fs::flock(&*file, rustix::fs::FlockOperation::Unlock);
-        core.sync(&file).await.map_err(|errno| failed("cannot sync", errno))?;
-        let scan = scan(core, settings.store, number, file).await.map_err(|error| match error {
+        let scan_failed = |error| match error {
             ScanError::Read(errno) => failed("cannot read", errno),
             ScanError::Foreign(message) => {
                 Error::new(Kind::DataFolder, format!("{}: {message}", path.display()))
             }
-        })?;
-        recovery.scanned_bytes += scan.read_bytes;
-        space.resume_after(number, scan.header.map_or(0, |header| header.epoch));
+        };
+        if covered(&number).is_some() {
+            to_check -= 1;
+            read_header(core, settings.store, &file).await.map_err(scan_failed)?;
+            continue;
+        }
+        // Wait for the last writes of a killed process, then make durable what is going to be believed.
+        lock(core, &file).await.map_err(|errno| failed("another process writes", errno))?;
+        let _ = core.unlock(&file);
+        let header = read_header(core, settings.store, &file).await.map_err(scan_failed)?;
+        space.resume_after(number, header.map_or(0, |header| header.epoch));
+        if let (Some(&KnownSegment::Free { epoch }), Some(header)) = (known, header)
+            && header.epoch == epoch
+        {
+            survey.free.push(number);
+            continue;
+        }
+        core.sync(&file).await.map_err(|errno| failed("cannot sync", errno))?;
+        let scan = scan(core, settings.store, number, header, &file).await.map_err(scan_failed)?;
+        survey.scanned_bytes += scan.read_bytes;
         scans.push(scan);
     }
 
     let mut found = Vec::new();
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
-            found.push(Found { header: block.header, segment: index, place });
-            for (record, _) in &block.records {
-                recovery.generation_max = recovery.generation_max.max(record.generation);
-            }
+            let ScannedBlock { header, is_whole } = *block;
+            found.push(Found { header, is_whole, segment: index, place });
         }
     }
-    let resolution = resolve(&mut found);
-    recovery.logs = resolution.logs;
-    for gap in resolution.gaps {
-        recovery.damage.push(gap.describe(&scans));
-    }
+    let resolution = resolve(&mut found, &known.logs);
+    survey.logs = resolution.logs;
+    survey.damage.extend(resolution.gaps.iter().map(|gap| gap.describe(&scans)));
 
-    let mut segments: Vec<Option<Arc<Segment>>> = Vec::new();
-    let mut is_used = vec![false; scans.len()];
     let mut counts: Vec<Vec<bool>> = scans.iter().map(|scan| vec![false; scan.blocks.len()]).collect();
+    let mut places: HashMap<usize, usize> = HashMap::new();
     for found in &resolution.counting {
-        is_used[found.segment] = true;
         counts[found.segment][found.place] = true;
-    }
-    // Why a block does not count may be written in segments that are used again one day: it is made unreadable now.
-    for (index, scan) in scans.iter().enumerate().filter(|(index, _)| is_used[*index]) {
-        let void = scan.blocks.iter().zip(&counts[index]).filter(|(_, counts)| !**counts);
-        let positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
-        clear_blocks(core, space, scan.number, &positions).await?;
+        let scan = &scans[found.segment];
+        let place = *places.entry(found.segment).or_insert_with(|| {
+            survey.segments.push(SurveyedSegment {
+                number: scan.number,
+                epoch: found.header.epoch,
+                log: found.header.log,
+                blocks: Vec::new(),
+                end: 0,
+            });
+            survey.segments.len() - 1
+        });
+        let segment = &mut survey.segments[place];
+        segment.blocks.push(found.header);
+        segment.end = segment.end.max(found.header.position + u64::from(found.header.length));
     }
     for (index, scan) in scans.iter().enumerate() {
-        segments.push(match scan.header {
-            Some(header) if is_used[index] => {
-                Some(Segment::new(scan.number, header.epoch, scan.file.clone(), space.clone()))
+        if !places.contains_key(&index) {
+            let known = known.segments.get(&scan.number);
+            if scan.epoch.is_none() || known.copied() != scan.epoch.map(|epoch| KnownSegment::Begun { epoch })
+            {
+                survey.nothing_counts.push(scan.number);
             }
-            _ => {
-                if !scan.blocks.is_empty() {
-                    invalidate(core, space, scan).await?;
-                }
-                space.give_back(Empty {
-                    number: scan.number,
-                    file: Some(scan.file.clone()),
-                    keeps: Vec::new(),
-                });
-                None
-            }
+            continue;
+        }
+        let void = scan.blocks.iter().zip(&counts[index]).filter(|(block, counts)| {
+            // What is known of a log stays as it is.
+            let is_known =
+                known.logs.get(&block.header.log).is_some_and(|&(next, _)| block.header.sequence < next);
+            !**counts && !is_known
         });
-    }
-    for found in resolution.counting {
-        let Some(segment) = &segments[found.segment] else { continue };
-        let block = &mut scans[found.segment].blocks[found.place];
-        for (index, (header, at)) in block.records.iter().enumerate() {
-            let metadata = match header.kind {
-                RecordKind::Create => block.metadata.remove(&index).unwrap_or_default(),
-                _ => Vec::new(),
-            };
-            let position = block.header.position + *at as u64;
-            let log = block.header.log;
-            recovery.records.push(RecoveredRecord {
-                header: *header,
-                log,
-                segment: segment.clone(),
-                position,
-                metadata,
-            });
+        let positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
+        if !positions.is_empty() {
+            survey.void.push((scan.number, positions));
         }
     }
-    Ok(recovery)
+    Ok(survey)
 }
 
-fn list(space: &Space) -> Result<Vec<u64>> {
+impl Survey {
+    /// The records of one segment that count, in order.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is not what it was.
+    pub async fn read(
+        &self,
+        core: &Rc<Core>,
+        space: &Space,
+        segment: &SurveyedSegment,
+    ) -> Result<Vec<RecoveredRecord>> {
+        let path = Space::path(&space.settings().folder, segment.number);
+        let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
+        let file = open_for_reading(core, &path).await.map_err(failed)?;
+        let mut window = Window::new(core, &file);
+        let mut recovered = Vec::new();
+        for block in &segment.blocks {
+            let bytes = window.at(block.position, block.length as usize).await.map_err(failed)?;
+            let records = records_of(block, bytes).ok_or_else(|| {
+                let message = format!("{} has changed while it was read", path.display());
+                Error::new(Kind::Damaged, message)
+            })?;
+            for record in records {
+                let document = match record.header.kind {
+                    RecordKind::Create => record.payload(bytes).to_vec(),
+                    _ => Vec::new(),
+                };
+                recovered.push(RecoveredRecord {
+                    header: record.header,
+                    position: block.position + record.payload_start as u64,
+                    is_whole: record.is_whole,
+                    document,
+                });
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// Makes sure that what does not count never will. Answers the segments that hold nothing, each with its new
+    /// epoch.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub async fn settle(&self, core: &Rc<Core>, space: &Arc<Space>) -> Result<Vec<(u64, u64)>> {
+        // Why a block does not count may be written in segments that are used again one day: it is made unreadable
+        // now.
+        for (number, positions) in &self.void {
+            clear_blocks(core, space, *number, positions).await?;
+        }
+        let mut cleared = Vec::new();
+        for &number in &self.nothing_counts {
+            cleared.push((number, clear(core, space, number).await?));
+        }
+        Ok(cleared)
+    }
+}
+
+fn list(core: &Core, space: &Space) -> Result<Vec<u64>> {
     let folder = &space.settings().folder;
-    let failed = |error: std::io::Error| {
-        Error::new(Kind::DataFolder, format!("cannot list the segments in {}: {error}", folder.display()))
+    let failed = |errno: Errno| {
+        Error::new(Kind::DataFolder, format!("cannot list the segments in {}: {errno}", folder.display()))
     };
     let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
+    for name in core.list(folder).map_err(failed)? {
         let number = name.to_str().and_then(|name| name.strip_suffix(".segment")?.parse().ok());
         match number {
             Some(number) => numbers.push(number),
@@ -175,21 +304,8 @@ fn list(space: &Space) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Makes sure that what lies in a segment of which nothing counts never will: gives it another epoch.
-async fn invalidate(core: &Rc<Core>, space: &Space, scan: &Scan) -> Result<()> {
-    let Some(header) = scan.header else { return Ok(()) };
-    let path = Space::path(&space.settings().folder, scan.number);
-    let failed = |errno| Error::device(format!("cannot clear {}", path.display()), errno);
-    let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
-    let region = header_region(&SegmentHeader { epoch: space.take_epoch(), ..header }).map_err(failed)?;
-    core.write(&file, None, 0, region, true).await.map_err(failed)
-}
-
 /// Overwrites the headers of blocks that do not count, in a segment where others do.
 async fn clear_blocks(core: &Rc<Core>, space: &Space, number: u64, positions: &[u64]) -> Result<()> {
-    if positions.is_empty() {
-        return Ok(());
-    }
     let path = Space::path(&space.settings().folder, number);
     let failed = |errno| Error::device(format!("cannot clear blocks in {}", path.display()), errno);
     let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
@@ -202,17 +318,17 @@ async fn clear_blocks(core: &Rc<Core>, space: &Space, number: u64, positions: &[
 
 struct Scan {
     number: u64,
-    file: Arc<Descriptor>,
-    header: Option<SegmentHeader>,
+    /// Which use of the file, if its header is whole.
+    epoch: Option<u64>,
     blocks: Vec<ScannedBlock>,
     read_bytes: u64,
 }
 
+#[derive(Clone, Copy)]
 struct ScannedBlock {
     header: BlockHeader,
-    records: Vec<(RecordHeader, usize)>,
-    /// Payloads of create records, by the record's place.
-    metadata: BTreeMap<usize, Vec<u8>>,
+    /// Whether every payload is what was written.
+    is_whole: bool,
 }
 
 enum ScanError {
@@ -236,7 +352,11 @@ struct Window<'a> {
     read_bytes: u64,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
+    fn new(core: &'a Rc<Core>, file: &'a Arc<Descriptor>) -> Window<'a> {
+        Window { core, file, start: 0, buffer: Vec::new(), filled: 0, read_bytes: 0 }
+    }
+
     /// The bytes from `position`, `length` of them, or fewer at the end of the file.
     async fn at(&mut self, position: u64, length: usize) -> std::result::Result<&[u8], Errno> {
         let held = position >= self.start && position + length as u64 <= self.start + self.filled as u64;
@@ -254,21 +374,34 @@ impl Window<'_> {
     }
 }
 
-/// Every block of a segment that checks out. Where one does not, the next is looked for at every aligned place.
+/// The header of a segment. None: there is none, or a torn one.
+async fn read_header(
+    core: &Rc<Core>,
+    store: u64,
+    file: &Arc<Descriptor>,
+) -> std::result::Result<Option<SegmentHeader>, ScanError> {
+    let (result, bytes) = core.read(file, 0, vec![0; SEGMENT_HEADER_LENGTH], 0).await;
+    let header =
+        SegmentHeader::decode(&bytes[..result?]).map_err(|error| ScanError::Foreign(error.to_string()))?;
+    match header {
+        Some(header) if header.store != store => {
+            Err(ScanError::Foreign("the segment belongs to another store".to_owned()))
+        }
+        header => Ok(header),
+    }
+}
+
+/// Every block of a segment. Where there is none, the next is looked for at every aligned place.
 async fn scan(
     core: &Rc<Core>,
     store: u64,
     number: u64,
-    file: Arc<Descriptor>,
+    header: Option<SegmentHeader>,
+    file: &Arc<Descriptor>,
 ) -> std::result::Result<Scan, ScanError> {
-    let mut window = Window { core, file: &file, start: 0, buffer: Vec::new(), filled: 0, read_bytes: 0 };
-    let bytes = window.at(0, SEGMENT_HEADER_LENGTH).await?;
-    let header = SegmentHeader::decode(bytes).map_err(|error| ScanError::Foreign(error.to_string()))?;
+    let mut window = Window::new(core, file);
     let mut blocks = Vec::new();
     if let Some(segment) = header {
-        if segment.store != store {
-            return Err(ScanError::Foreign("the segment belongs to another store".to_owned()));
-        }
         let mut position = SEGMENT_HEADER_LENGTH as u64;
         while position + ALIGNMENT as u64 <= segment.length {
             let bytes = window.at(position, ALIGNMENT).await?;
@@ -283,32 +416,26 @@ async fn scan(
                     && position + u64::from(block.length) <= segment.length
             });
             let mut next = position + ALIGNMENT as u64;
-            if let Some(block) = plausible {
-                let bytes = window.at(position, block.length as usize).await?;
-                if let Some(records) = records_of(&block, bytes) {
-                    let metadata = records
-                        .iter()
-                        .enumerate()
-                        .filter(|(_, (record, _))| record.kind == RecordKind::Create)
-                        .map(|(index, (record, at))| {
-                            (index, bytes[*at..at + record.length as usize].to_vec())
-                        })
-                        .collect();
-                    blocks.push(ScannedBlock { header: block, records, metadata });
-                    next = (position + u64::from(block.length)).next_multiple_of(ALIGNMENT as u64);
+            if let Some(header) = plausible {
+                let bytes = window.at(position, header.length as usize).await?;
+                if let Some(records) = records_of(&header, bytes) {
+                    let is_whole = records.iter().all(|record| record.is_whole);
+                    blocks.push(ScannedBlock { header, is_whole });
+                    next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 }
             }
             position = next;
         }
     }
-    let read_bytes = window.read_bytes;
-    Ok(Scan { number, file, header, blocks, read_bytes })
+    let epoch = header.map(|header| header.epoch);
+    Ok(Scan { number, epoch, blocks, read_bytes: window.read_bytes })
 }
 
-/// A block that checks out, and where it was found.
+/// A block, and where it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Found {
     header: BlockHeader,
+    is_whole: bool,
     segment: usize,
     place: usize,
 }
@@ -321,7 +448,7 @@ struct Resolution {
     gaps: Vec<Gap>,
 }
 
-/// Blocks that were durable and are missing between two that are there, in one segment.
+/// Blocks that were durable and are missing before one that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
     log: u16,
@@ -334,36 +461,46 @@ struct Gap {
 impl Gap {
     fn describe(&self, scans: &[Scan]) -> String {
         format!(
-            "segment {} is damaged before position {}: blocks {} to {} of log {} are lost",
-            scans[self.segment].number,
-            self.position,
+            "blocks {} to {} of log {} are lost: they stood before position {} of segment {}",
             self.first_sequence,
             self.end_sequence - 1,
-            self.log
+            self.log,
+            self.position,
+            scans[self.segment].number
         )
     }
 }
 
-/// Settles which blocks count, by the rules in the header of the room.
-fn resolve(found: &mut [Found]) -> Resolution {
+/// Settles which blocks count, by the rules in the header of the room. What is known of a log is not gone through
+/// again.
+fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution {
     found
         .sort_by_key(|found| (found.header.log, found.header.sequence, std::cmp::Reverse(found.header.term)));
     let mut resolution = Resolution::default();
+    for (&log, &(next_sequence, term)) in known {
+        resolution.logs.insert(log, Continuation { next_sequence, term: term + 1 });
+    }
     for log in found.chunk_by(|first, second| first.header.log == second.header.log) {
         let number = log[0].header.log;
+        let known = known.get(&number).copied();
         let terms: BTreeMap<u32, u64> =
             log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
         let is_void = |header: &BlockHeader| {
             terms.range(header.term + 1..).any(|(_, &term_start)| term_start <= header.sequence)
+                || known.is_some_and(|(next, term)| header.sequence < next || header.term < term)
         };
         let valid: Vec<Found> = log.iter().copied().filter(|found| !is_void(&found.header)).collect();
         // What some block says was durable before it.
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
-        let mut expected: Option<(u64, usize)> = None;
-        let mut next_sequence = durable;
+        let mut expected: Option<(u64, Option<usize>)> = known.map(|(next, _)| (next, None));
+        let mut next_sequence = durable.max(known.map_or(0, |(next, _)| next));
         for found in valid {
             let sequence = found.header.sequence;
+            // A payload that is not whole is a torn write, unless it was durable once.
+            if !found.is_whole && sequence >= durable {
+                continue;
+            }
             if let Some((wanted, former_segment)) = expected {
                 if sequence < wanted {
                     continue; // the same block of an earlier term
@@ -372,17 +509,17 @@ fn resolve(found: &mut [Found]) -> Resolution {
                     if wanted >= durable {
                         break; // the log ends here: what follows was never acknowledged
                     }
-                    if found.segment == former_segment {
+                    // Where no books are kept, segments in between were used again; nothing in them was alive.
+                    if known.is_some() || former_segment == Some(found.segment) {
                         resolution.gaps.push(Gap {
                             log: number,
                             first_sequence: wanted,
-                            end_sequence: sequence,
+                            end_sequence: sequence.min(durable),
                             segment: found.segment,
                             position: found.header.position,
                         });
                     }
-                    // Otherwise segments in between were used again; nothing in them was alive. If the gap
-                    // reaches beyond what was durable, its end was torn.
+                    // If the gap reaches beyond what was durable, its end was torn.
                     if sequence > durable {
                         break;
                     }
@@ -390,11 +527,12 @@ fn resolve(found: &mut [Found]) -> Resolution {
             } else if sequence > durable {
                 break; // the block before it is torn
             }
-            expected = Some((sequence + 1, found.segment));
+            expected = Some((sequence + 1, Some(found.segment)));
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
-        let term = terms.last_key_value().map_or(0, |(&term, _)| term) + 1;
+        let term =
+            terms.last_key_value().map_or(0, |(&term, _)| term).max(known.map_or(0, |known| known.1)) + 1;
         resolution.logs.insert(number, Continuation { next_sequence, term });
     }
     resolution
@@ -422,6 +560,7 @@ mod tests {
                     log: 0,
                     position: 4096 * (sequence + 1),
                 },
+                is_whole: true,
                 segment,
                 place,
             })
@@ -429,7 +568,7 @@ mod tests {
     }
 
     fn counting(blocks: &[(usize, u64, u64, u32, u64)]) -> (Vec<(usize, u64)>, Continuation, usize) {
-        let resolution = resolve(&mut found(blocks));
+        let resolution = resolve(&mut found(blocks), &HashMap::new());
         let counting =
             resolution.counting.iter().map(|found| (found.segment, found.header.sequence)).collect();
         (counting, resolution.logs.get(&0).copied().unwrap_or_default(), resolution.gaps.len())
@@ -498,11 +637,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_is_not_gone_through_again_and_a_gap_behind_it_is_damage() {
+        let known = HashMap::from([(0, (2, 1))]);
+        // 2 and 3 are lost with their segment; 4 says that they were durable. 1 is a leftover.
+        let mut blocks = found(&[(0, 1, 1, 1, 0), (1, 4, 4, 1, 0), (1, 5, 4, 1, 0)]);
+        let resolution = resolve(&mut blocks, &known);
+        let counting: Vec<u64> = resolution.counting.iter().map(|found| found.header.sequence).collect();
+        assert_eq!(counting, [4, 5]);
+        assert_eq!((resolution.gaps[0].first_sequence, resolution.gaps[0].end_sequence), (2, 4));
+        assert_eq!(resolution.logs[&0], Continuation { next_sequence: 6, term: 2 });
+    }
+
+    #[test]
+    fn what_an_earlier_term_has_left_behind_what_is_known_is_void() {
+        let known = HashMap::from([(0, (2, 3))]);
+        let resolution = resolve(&mut found(&[(0, 2, 2, 2, 0), (0, 3, 2, 2, 0)]), &known);
+        assert!(resolution.counting.is_empty());
+        assert_eq!(resolution.logs[&0], Continuation { next_sequence: 2, term: 4 });
+    }
+
+    #[test]
+    fn a_log_of_which_nothing_is_found_goes_on_behind_what_is_known() {
+        let resolution = resolve(&mut [], &HashMap::from([(3, (7, 5))]));
+        assert_eq!(resolution.logs[&3], Continuation { next_sequence: 7, term: 6 });
+    }
+
+    #[test]
+    fn a_payload_that_is_gone_ends_the_log_only_where_it_was_not_durable() {
+        let mut blocks = found(&[(0, 0, 0, 1, 0), (0, 1, 1, 1, 0), (0, 2, 2, 1, 0), (0, 3, 2, 1, 0)]);
+        blocks[1].is_whole = false;
+        blocks[2].is_whole = false;
+        let resolution = resolve(&mut blocks, &HashMap::new());
+        let counting: Vec<u64> = resolution.counting.iter().map(|found| found.header.sequence).collect();
+        assert_eq!(counting, [0, 1], "1 was durable and is damaged, 2 was torn, 3 never acknowledged");
+        assert!(resolution.gaps.is_empty());
+    }
+
+    #[test]
     fn logs_do_not_mix() {
         let mut blocks = found(&[(0, 0, 0, 1, 0), (1, 0, 0, 1, 0), (1, 1, 0, 1, 0)]);
         blocks[1].header.log = 1;
         blocks[2].header.log = 1;
-        let resolution = resolve(&mut blocks);
+        let resolution = resolve(&mut blocks, &HashMap::new());
         assert_eq!(resolution.counting.len(), 3);
         assert_eq!(resolution.logs[&0].next_sequence, 1);
         assert_eq!(resolution.logs[&1].next_sequence, 2);

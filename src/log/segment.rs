@@ -2,15 +2,15 @@
 //!
 //! A [`Keeper`] (one per core) keeps a few segments prepared, so that a log never waits for one: each is there in
 //! full length, its blocks are initialised (so that writing them changes no metadata), and its header with a new
-//! epoch is on stable storage. A [`Segment`] that nobody refers to any more, neither an object nor a reader,
-//! goes back to the [`Space`] that all keepers draw from before they make a new file.
+//! epoch is on stable storage. A [`Segment`] in which nothing is needed, and that no reader holds, goes back to the
+//! [`Space`] that all keepers draw from before they make a new file.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -27,26 +27,14 @@ const PAUSE_WHEN_BUSY: Duration = Duration::from_millis(5);
 pub struct Segment {
     number: u64,
     epoch: u64,
-    file: Arc<Descriptor>,
-    /// A failed segment is kept as it is: it is never used again.
-    retired: AtomicBool,
-    /// Segments with what says that records in this one are deleted: not used again before this one is.
-    keeps: Mutex<Vec<Arc<Segment>>>,
+    /// Nothing in it is needed any more: whoever lets go of it last gives its file back.
+    is_empty: AtomicBool,
+    /// Never used again: it failed, or it holds what makes clear that parts of a failed one are void.
+    is_pinned: AtomicBool,
     space: Arc<Space>,
 }
 
 impl Segment {
-    pub(super) fn new(number: u64, epoch: u64, file: Arc<Descriptor>, space: Arc<Space>) -> Arc<Segment> {
-        Arc::new(Segment {
-            number,
-            epoch,
-            file,
-            retired: AtomicBool::new(false),
-            keeps: Mutex::default(),
-            space,
-        })
-    }
-
     /// The segment's number.
     pub fn number(&self) -> u64 {
         self.number
@@ -57,41 +45,26 @@ impl Segment {
         self.epoch
     }
 
-    /// The file, for reading through the page cache.
-    pub fn file(&self) -> &Arc<Descriptor> {
-        &self.file
+    /// Whether it is never to be used again.
+    pub fn is_pinned(&self) -> bool {
+        self.is_pinned.load(Ordering::Relaxed)
     }
 
-    /// Says that `later` holds the deletion of records in this segment, so that it must stay as long as they could
-    /// be found here.
-    ///
-    /// The deletion is logged by the core that wrote the records, so `later` is never an earlier segment of that
-    /// log, and no circle of segments that keep each other comes about.
-    pub fn keep(&self, later: &Arc<Segment>) {
-        if later.epoch != self.epoch {
-            let mut keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
-            if !keeps.iter().any(|kept| kept.epoch == later.epoch) {
-                keeps.push(later.clone());
-            }
-        }
+    /// Says that nothing in it is needed any more, except by those who hold it.
+    pub fn set_empty(&self) {
+        self.is_empty.store(true, Ordering::Relaxed);
     }
 
     /// Keeps the segment from ever being used again.
-    pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Relaxed);
+    pub(super) fn pin(&self) {
+        self.is_pinned.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        let keeps = std::mem::take(self.keeps.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let empty = Empty { number: self.number, file: Some(self.file.clone()), keeps };
-        if self.retired.load(Ordering::Relaxed) {
-            // The file stays as it is, so what says that its records are deleted must stay too.
-            self.space.set_aside.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
-        } else {
-            self.space.give_back(empty);
-        }
+        let is_to_be_used = *self.is_empty.get_mut() && !*self.is_pinned.get_mut();
+        self.space.let_go(self.number, is_to_be_used);
     }
 }
 
@@ -108,30 +81,28 @@ pub struct SpaceSettings {
     pub direct: bool,
     /// How many segments each keeper keeps prepared.
     pub spare_segments: usize,
+    /// How much of the file system no segment is made in, in bytes: the books of the store can always be written, so
+    /// that a full disk can be emptied.
+    pub reserve_bytes: u64,
 }
 
-/// A segment in which nothing is alive.
-#[derive(Default)]
-pub struct Empty {
-    /// Its number.
-    pub number: u64,
-    /// The file, if it is open for reading.
-    pub file: Option<Arc<Descriptor>>,
-    /// What must stay until its header is written anew.
-    pub keeps: Vec<Arc<Segment>>,
-}
+/// Who learns that a file has been cleared: its number and its new epoch.
+pub type Cleared = Box<dyn Fn(u64, u64) + Send + Sync>;
 
-/// The segments of a store that hold nothing, and the numbers for new ones. Shared by all cores; touched when a
-/// segment changes hands, never on the data path.
+/// The segments of a store, those that hold nothing, and the numbers for new ones. Shared by all cores; touched when
+/// a segment changes hands, never on the data path.
+///
+/// A segment in which nothing is needed any more goes through three hands before it is written again: whoever let go
+/// of it last says so here, a keeper *clears* it (its header with a new epoch is on stable storage then, and nothing
+/// in it can be taken for anything), and who keeps the books of the store says that it is *free*.
 pub struct Space {
     settings: SpaceSettings,
     next_number: AtomicU64,
     next_epoch: AtomicU64,
-    free: Mutex<Vec<Empty>>,
-    /// Files that failed: never used again, and neither is what must stay as long as they do.
-    set_aside: Mutex<Vec<Empty>>,
-    /// Segments that were begun after a failure: their term voids what the failed one may still hold.
-    pinned: Mutex<Vec<Arc<Segment>>>,
+    in_use: Mutex<HashMap<u64, Weak<Segment>>>,
+    emptied: Mutex<Vec<u64>>,
+    free: Mutex<Vec<u64>>,
+    cleared: OnceLock<Cleared>,
     keepers: Mutex<Vec<Sender<()>>>,
 }
 
@@ -142,9 +113,10 @@ impl Space {
             settings,
             next_number: AtomicU64::new(1),
             next_epoch: AtomicU64::new(1),
+            in_use: Mutex::default(),
+            emptied: Mutex::default(),
             free: Mutex::default(),
-            set_aside: Mutex::default(),
-            pinned: Mutex::default(),
+            cleared: OnceLock::new(),
             keepers: Mutex::default(),
         })
     }
@@ -159,8 +131,14 @@ impl Space {
         folder.join(format!("{number:012}.segment"))
     }
 
+    /// Says who learns that a file has been cleared. Once.
+    pub fn set_cleared(&self, cleared: Cleared) {
+        let was_first = self.cleared.set(cleared).is_ok();
+        assert!(was_first, "the books of a store are kept in one place");
+    }
+
     /// Goes on behind these numbers and epochs, which were found in use.
-    pub(super) fn resume_after(&self, number: u64, epoch: u64) {
+    pub fn resume_after(&self, number: u64, epoch: u64) {
         self.next_number.fetch_max(number + 1, Ordering::Relaxed);
         self.next_epoch.fetch_max(epoch + 1, Ordering::Relaxed);
     }
@@ -175,9 +153,45 @@ impl Space {
         self.next_epoch.load(Ordering::Relaxed)
     }
 
-    /// Takes a file in which nothing is alive any more.
-    pub fn give_back(&self, empty: Empty) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+    /// The segment with this number, in this use of it.
+    pub fn segment(self: &Arc<Self>, number: u64, epoch: u64) -> Arc<Segment> {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(segment) = in_use.get(&number).and_then(Weak::upgrade)
+            && segment.epoch == epoch
+        {
+            return segment;
+        }
+        let segment = Arc::new(Segment {
+            number,
+            epoch,
+            is_empty: AtomicBool::new(false),
+            is_pinned: AtomicBool::new(false),
+            space: self.clone(),
+        });
+        in_use.insert(number, Arc::downgrade(&segment));
+        segment
+    }
+
+    fn let_go(&self, number: u64, is_to_be_used: bool) {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have taken it up anew meanwhile.
+        if in_use.get(&number).is_some_and(|segment| segment.strong_count() == 0) {
+            in_use.remove(&number);
+        }
+        drop(in_use);
+        if is_to_be_used {
+            self.emptied.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+            self.wake_keepers();
+        }
+    }
+
+    /// Takes a segment that was cleared, and of which no book says anything else.
+    pub fn set_free(&self, number: u64) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        self.wake_keepers();
+    }
+
+    fn wake_keepers(&self) {
         for keeper in self.keepers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             keeper.send(());
         }
@@ -193,21 +207,12 @@ impl Space {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Lets go of all files, when nobody uses the store any more.
-    pub fn close(&self) {
-        loop {
-            // What is dropped here may give further segments back.
-            let mut all = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
-            all.append(&mut self.set_aside.lock().unwrap_or_else(PoisonError::into_inner));
-            let pinned = std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner));
-            if all.is_empty() && pinned.is_empty() {
-                return;
-            }
-        }
+    fn take_free(&self) -> Option<u64> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn take_free(&self) -> Option<Empty> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn take_emptied(&self) -> Option<u64> {
+        self.emptied.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
@@ -264,6 +269,7 @@ impl Keeper {
         let task = core.spawn(async move {
             while orders.receive().await.is_some() {
                 while orders.try_receive().is_some() {}
+                working.clear_emptied().await;
                 working.fill_up().await;
             }
         });
@@ -289,6 +295,11 @@ impl Keeper {
     /// The length of a segment in bytes.
     pub fn segment_bytes(&self) -> u64 {
         self.space.settings.segment_bytes
+    }
+
+    /// The folder of the segments.
+    pub fn folder(&self) -> &Path {
+        &self.space.settings.folder
     }
 
     /// The store's number.
@@ -320,11 +331,6 @@ impl Keeper {
     /// Says that the log waits for a segment.
     pub(super) fn hurry(&self) {
         self.starving.set(true);
-    }
-
-    /// Keeps a segment from being used again as long as the store runs.
-    pub(super) fn pin(&self, segment: &Arc<Segment>) {
-        self.space.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(segment.clone());
     }
 
     /// Asks for another attempt where the last one failed. A segment that is given back asks for one by itself.
@@ -367,20 +373,31 @@ impl Keeper {
         }
     }
 
+    /// Makes the files of segments in which nothing is needed any more unreadable as what they were.
+    async fn clear_emptied(&self) {
+        while let Some(number) = self.space.take_emptied() {
+            match clear(&self.core, &self.space, number).await {
+                Ok(epoch) => {
+                    if let Some(cleared) = self.space.cleared.get() {
+                        cleared(number, epoch);
+                    }
+                }
+                // It stays what it was; the next start finds it.
+                Err(error) => tracing::warn!(%error, "a segment cannot be used again"),
+            }
+        }
+    }
+
     async fn prepare(&self) -> Result<Prepared> {
         let settings = &self.space.settings;
-        let (empty, fresh) = match self.space.take_free() {
-            Some(empty) => (empty, false),
-            None => {
-                let number = self.space.next_number.fetch_add(1, Ordering::Relaxed);
-                (Empty { number, ..Empty::default() }, true)
-            }
+        let (number, fresh) = match self.space.take_free() {
+            Some(number) => (number, false),
+            None => (self.space.next_number.fetch_add(1, Ordering::Relaxed), true),
         };
-        match self.prepare_file(empty.number, empty.file.clone(), fresh).await {
-            // From here on `empty.keeps` may go: the records that it speaks of are gone.
+        match self.prepare_file(number, fresh).await {
             Ok(prepared) => Ok(prepared),
             Err((what, errno)) => {
-                let path = Space::path(&settings.folder, empty.number);
+                let path = Space::path(&settings.folder, number);
                 let is_for_now = matches!(
                     errno,
                     Errno::NOSPC
@@ -392,8 +409,9 @@ impl Keeper {
                 );
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
-                let list = if is_for_now { &self.space.free } else { &self.space.set_aside };
-                list.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+                if is_for_now {
+                    self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+                }
                 Err(Error::device(format!("{what} segment {}", path.display()), errno))
             }
         }
@@ -402,7 +420,6 @@ impl Keeper {
     async fn prepare_file(
         &self,
         number: u64,
-        reading: Option<Arc<Descriptor>>,
         fresh: bool,
     ) -> std::result::Result<Prepared, (&'static str, Errno)> {
         let settings = &self.space.settings;
@@ -412,10 +429,12 @@ impl Keeper {
         // Held until the last write of this process is done, even if the process is killed: the next one waits.
         lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
         // A file that a failed attempt left may be too short.
-        let is_whole = |file: &Descriptor| {
-            rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size as u64 == settings.segment_bytes)
-        };
-        if fresh || !is_whole(&writing) {
+        let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
+        if fresh || !is_whole {
+            let free_bytes = self.core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
+            if free_bytes < settings.segment_bytes + settings.reserve_bytes {
+                return Err(("cannot make room for", Errno::NOSPC));
+            }
             self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
             let folder = self
                 .core
@@ -424,17 +443,12 @@ impl Keeper {
                 .map_err(|errno| ("cannot open", errno))?;
             self.core.sync(&folder).await.map_err(|errno| ("cannot sync the folder of", errno))?;
         }
-        let reading = match reading {
-            Some(reading) => reading,
-            None => open_for_reading(&self.core, &path).await.map_err(|errno| ("cannot open", errno))?,
-        };
         let epoch = self.space.take_epoch();
         let header = SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
         let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
         let written = self.core.write(&writing, None, 0, region, true).await;
         written.map_err(|errno| ("cannot write the header of", errno))?;
-        let segment = Segment::new(number, epoch, reading, self.space.clone());
-        Ok(Prepared { segment, writing })
+        Ok(Prepared { segment: self.space.segment(number, epoch), writing })
     }
 
     /// Gives a new file its full length and, where nobody waits for it, initialised blocks.
@@ -451,9 +465,7 @@ impl Keeper {
         match self.core.allocate(file, length, Allocation::Reserve).await {
             Ok(()) => {}
             // The file system cannot reserve: that there is room shows when blocks are written.
-            Err(Errno::OPNOTSUPP) => {
-                rustix::fs::ftruncate(&**file, length)?;
-            }
+            Err(Errno::OPNOTSUPP) => self.core.set_length(file, length)?,
             Err(errno) => return Err(errno),
         }
         let zeroes = self.zeroes()?;
@@ -480,13 +492,25 @@ impl Keeper {
     }
 }
 
+/// Gives a segment's file a header with a new epoch, which it answers: nothing that lies in it counts any more.
+pub(super) async fn clear(core: &Rc<Core>, space: &Space, number: u64) -> Result<u64> {
+    let path = Space::path(&space.settings.folder, number);
+    let failed = |errno| Error::device(format!("cannot clear {}", path.display()), errno);
+    let file = core.open(&path, OpenMode::WriteBuffered).await.map_err(failed)?;
+    let epoch = space.take_epoch();
+    let (store, length) = (space.settings.store, space.settings.segment_bytes);
+    let region = header_region(&SegmentHeader { store, number, epoch, length }).map_err(failed)?;
+    core.write(&file, None, 0, region, true).await.map_err(failed)?;
+    Ok(epoch)
+}
+
 /// Opens a segment for reading: no readahead, which could reach what is not written yet.
-pub(super) async fn open_for_reading(
-    core: &Core,
-    path: &Path,
-) -> std::result::Result<Arc<Descriptor>, Errno> {
+///
+/// # Errors
+/// As open(2).
+pub async fn open_for_reading(core: &Core, path: &Path) -> std::result::Result<Arc<Descriptor>, Errno> {
     let file = core.open(path, OpenMode::Read).await?;
-    rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::Random)?;
+    core.read_nothing_ahead(&file)?;
     Ok(file)
 }
 
@@ -494,7 +518,7 @@ pub(super) async fn open_for_reading(
 /// with it the lock, until the last write of a killed process is done.
 pub(super) async fn lock(core: &Rc<Core>, file: &Descriptor) -> std::result::Result<(), Errno> {
     for _ in 0..100 {
-        match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        match core.lock(file) {
             Err(Errno::WOULDBLOCK) => core.sleep(Duration::from_millis(10)).await,
             other => return other,
         }

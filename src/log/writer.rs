@@ -67,6 +67,10 @@ pub trait Sink: 'static {
 pub struct Placement<'a> {
     /// The segment.
     pub segment: &'a Arc<Segment>,
+    /// The block.
+    pub sequence: u64,
+    /// The log's term.
+    pub term: u32,
     /// Where in the segment, in bytes.
     pub position: u64,
     /// How many bytes.
@@ -661,6 +665,7 @@ impl<S: Sink> Log<S> {
             let Some(flying) = state.in_flight.pop_front() else { break };
             state.bytes_in_flight -= flying.region.len();
             state.durable_sequence = flying.sequence + 1;
+            let term = state.term;
             let later = state.waiting_for_durable.split_off(&(flying.sequence + 1, 0));
             let acknowledged = std::mem::replace(&mut state.waiting_for_durable, later);
             drop(state); // the sink and the waiters may append
@@ -672,6 +677,8 @@ impl<S: Sink> Log<S> {
                         noted.note,
                         Placement {
                             segment: &flying.segment,
+                            sequence: flying.sequence,
+                            term,
                             position: flying.position + u64::from(noted.payload.start),
                             length: noted.payload.end - noted.payload.start,
                             hot: flying.region.slice(payload).downgrade(),

@@ -29,13 +29,15 @@ mod arena;
 mod operation;
 mod uring;
 
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
+use std::ffi::OsString;
 use std::future::Future;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 use slab::Slab;
@@ -100,8 +102,60 @@ pub trait Kernel {
     /// The time, for timers and latencies.
     fn now(&self) -> Instant;
 
+    /// The time of day, for timestamps.
+    fn wall_clock(&self) -> SystemTime;
+
+    /// What can be asked of files without an operation.
+    fn files(&self) -> &(dyn Files + 'static);
+
     /// What another core puts in [`Operation::Message`] to wake this one.
     fn address(&self) -> i32;
+}
+
+/// What is asked of files so seldom, or answered so quickly, that it is answered at once.
+pub trait Files {
+    /// How long the file is, in bytes.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    fn length(&self, file: &Descriptor) -> Result<u64, Errno>;
+
+    /// Makes the file this long. What it grows by has no room of its own yet.
+    ///
+    /// # Errors
+    /// As ftruncate(2).
+    fn set_length(&self, file: &Descriptor, length: u64) -> Result<(), Errno>;
+
+    /// Takes the file's lock, which is held until [`Files::unlock`] or until the descriptor is closed, and not
+    /// before the last operation on it is done.
+    ///
+    /// # Errors
+    /// As flock(2); EWOULDBLOCK while somebody else holds it.
+    fn lock(&self, file: &Descriptor) -> Result<(), Errno>;
+
+    /// Gives the file's lock back.
+    ///
+    /// # Errors
+    /// As flock(2).
+    fn unlock(&self, file: &Descriptor) -> Result<(), Errno>;
+
+    /// Says that reads through the page cache are to read what they ask for, and nothing ahead of it.
+    ///
+    /// # Errors
+    /// As posix_fadvise(2).
+    fn read_nothing_ahead(&self, file: &Descriptor) -> Result<(), Errno>;
+
+    /// How many bytes the file system of a folder has left for us.
+    ///
+    /// # Errors
+    /// As statvfs(3).
+    fn free_bytes(&self, folder: &Path) -> Result<u64, Errno>;
+
+    /// The names in a folder, in no order.
+    ///
+    /// # Errors
+    /// As open(2) and getdents(2).
+    fn list(&self, folder: &Path) -> Result<Vec<OsString>, Errno>;
 }
 
 /// One core's operations in flight.
@@ -215,6 +269,16 @@ impl Ring {
     /// The kernel's time.
     pub fn now(&self) -> Instant {
         self.inner.borrow().kernel.now()
+    }
+
+    /// See [`Kernel::wall_clock`].
+    pub fn wall_clock(&self) -> SystemTime {
+        self.inner.borrow().kernel.wall_clock()
+    }
+
+    /// See [`Kernel::files`].
+    pub fn files(&self) -> Ref<'_, dyn Files + 'static> {
+        Ref::map(self.inner.borrow(), |inner| inner.kernel.files())
     }
 
     /// What other cores wake this one with.

@@ -92,6 +92,15 @@ pub enum Operation {
         /// In which way.
         allocation: Allocation,
     },
+    /// Gives the room of a part of a file back, which then reads as zeroes. The file keeps its length.
+    Punch {
+        /// The file.
+        file: Arc<Descriptor>,
+        /// Where the part begins, in bytes.
+        position: u64,
+        /// How long it is, in bytes.
+        length: u64,
+    },
     /// Makes a file's or a folder's content durable.
     Sync {
         /// The file or folder.

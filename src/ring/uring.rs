@@ -7,16 +7,19 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::OsString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
 
 use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
+use rustix::fs::{Advice, FlockOperation};
 use rustix::io::Errno;
 
 use super::arena::Arena;
 use super::operation::{Allocation, Descriptor, OpenMode, Operation, Readiness};
-use super::{Completion, Kernel, TOKEN_CANCEL, TOKEN_MESSAGE, Wait};
+use super::{Completion, Files, Kernel, TOKEN_CANCEL, TOKEN_MESSAGE, Wait};
 
 const SUBMISSION_ENTRIES: u32 = 512;
 const COMPLETION_ENTRIES: u32 = 16_384;
@@ -26,6 +29,8 @@ const WORKERS: u32 = 16;
 
 const RWF_DSYNC: i32 = 0x2;
 const FALLOC_FL_WRITE_ZEROES: i32 = 0x80;
+const FALLOC_FL_KEEP_SIZE: i32 = 0x1;
+const FALLOC_FL_PUNCH_HOLE: i32 = 0x2;
 
 /// How far down the ladder set-up went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +150,10 @@ impl Kernel for Uring {
                 };
                 opcode::Fallocate::new(fd(file), *length).mode(mode).build()
             }
+            Operation::Punch { file, position, length } => opcode::Fallocate::new(fd(file), *length)
+                .offset(*position)
+                .mode(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+                .build(),
             Operation::Sync { file } => opcode::Fsync::new(fd(file)).build(),
             Operation::Read { file, position, buffer, start } => {
                 let target = &mut buffer[*start..];
@@ -269,8 +278,53 @@ impl Kernel for Uring {
         Instant::now()
     }
 
+    fn wall_clock(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn files(&self) -> &(dyn Files + 'static) {
+        &SystemFiles
+    }
+
     fn address(&self) -> i32 {
         if self.settings.has_messages { self.uring.as_raw_fd() } else { -1 }
+    }
+}
+
+/// The files of the system.
+struct SystemFiles;
+
+impl Files for SystemFiles {
+    fn length(&self, file: &Descriptor) -> Result<u64, Errno> {
+        rustix::fs::fstat(file).map(|stat| stat.st_size as u64)
+    }
+
+    fn set_length(&self, file: &Descriptor, length: u64) -> Result<(), Errno> {
+        rustix::fs::ftruncate(file, length)
+    }
+
+    fn lock(&self, file: &Descriptor) -> Result<(), Errno> {
+        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn unlock(&self, file: &Descriptor) -> Result<(), Errno> {
+        rustix::fs::flock(file, FlockOperation::Unlock)
+    }
+
+    fn read_nothing_ahead(&self, file: &Descriptor) -> Result<(), Errno> {
+        rustix::fs::fadvise(file, 0, None, Advice::Random)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> Result<u64, Errno> {
+        let disk = rustix::fs::statvfs(folder)?;
+        // A file system that has no size, such as ramfs, keeps no count.
+        Ok(if disk.f_blocks == 0 { u64::MAX } else { disk.f_bavail * disk.f_frsize })
+    }
+
+    fn list(&self, folder: &Path) -> Result<Vec<OsString>, Errno> {
+        let names = std::fs::read_dir(folder)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect());
+        names.map_err(|error| errno_of(&error))
     }
 }
 
@@ -376,6 +430,20 @@ mod tests {
         assert_eq!(result, Ok(4));
         let Operation::Read { buffer, .. } = operation else { unreachable!() };
         assert_eq!(buffer, b"\x09\x09\0abc\x09\x09");
+    }
+
+    #[test]
+    fn a_hole_is_punched_and_the_length_stays() {
+        let ring = ring();
+        let file = temporary_file();
+        std::fs::File::from(file.system().try_clone().unwrap()).write_all(&[7; 16_384]).unwrap();
+        let punch = Operation::Punch { file: file.clone(), position: 4096, length: 8192 };
+        assert_eq!(wait_for(&ring, ring.start(punch)).0, Ok(0));
+        assert_eq!(ring.files().length(&file), Ok(16_384));
+        let read = Operation::Read { file, position: 0, buffer: vec![9; 16_384], start: 0 };
+        let (_, Operation::Read { buffer, .. }) = wait_for(&ring, ring.start(read)) else { unreachable!() };
+        let is_hole = |at: usize| (4096..12_288).contains(&at);
+        assert!(buffer.iter().enumerate().all(|(at, &byte)| byte == if is_hole(at) { 0 } else { 7 }));
     }
 
     #[test]

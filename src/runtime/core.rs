@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_task::Runnable;
 use rustix::event::EventfdFlags;
@@ -134,6 +134,11 @@ impl Core {
     /// The time right now, for measuring latencies.
     pub fn precise_now(&self) -> Instant {
         self.ring.now()
+    }
+
+    /// The time of day, for timestamps.
+    pub fn wall_clock(&self) -> SystemTime {
+        self.ring.wall_clock()
     }
 
     /// How many turns the loop has made.

@@ -1,6 +1,6 @@
 //! Files of one core: opened, read, written and spliced through its ring.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -38,6 +38,16 @@ impl Core {
         allocation: Allocation,
     ) -> Result<(), Errno> {
         let operation = Operation::Allocate { file: file.clone(), length, allocation };
+        self.ring().start(operation).await.0.map(drop)
+    }
+
+    /// Gives the room of a part of a file back, which then reads as zeroes. The file keeps its length. It is durable
+    /// after the next [`Core::sync`] of the file.
+    ///
+    /// # Errors
+    /// As fallocate(2); EOPNOTSUPP where the file system has no holes.
+    pub async fn punch(&self, file: &Arc<Descriptor>, position: u64, length: u64) -> Result<(), Errno> {
+        let operation = Operation::Punch { file: file.clone(), position, length };
         self.ring().start(operation).await.0.map(drop)
     }
 
@@ -118,6 +128,63 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// How long a file is, in bytes.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn length(&self, file: &Descriptor) -> Result<u64, Errno> {
+        self.ring().files().length(file)
+    }
+
+    /// Makes a file this long. What it grows by has no room of its own yet.
+    ///
+    /// # Errors
+    /// As ftruncate(2).
+    pub fn set_length(&self, file: &Descriptor, length: u64) -> Result<(), Errno> {
+        self.ring().files().set_length(file, length)
+    }
+
+    /// Takes a file's lock, which is held until [`Core::unlock`] or until the descriptor is closed and the last
+    /// operation on it is done.
+    ///
+    /// # Errors
+    /// As flock(2); EWOULDBLOCK while somebody else holds it.
+    pub fn lock(&self, file: &Descriptor) -> Result<(), Errno> {
+        self.ring().files().lock(file)
+    }
+
+    /// Gives a file's lock back.
+    ///
+    /// # Errors
+    /// As flock(2).
+    pub fn unlock(&self, file: &Descriptor) -> Result<(), Errno> {
+        self.ring().files().unlock(file)
+    }
+
+    /// Says that reads of a file are to read what they ask for, and nothing ahead of it.
+    ///
+    /// # Errors
+    /// As posix_fadvise(2).
+    pub fn read_nothing_ahead(&self, file: &Descriptor) -> Result<(), Errno> {
+        self.ring().files().read_nothing_ahead(file)
+    }
+
+    /// How many bytes the file system of a folder has left for us.
+    ///
+    /// # Errors
+    /// As statvfs(3).
+    pub fn free_bytes(&self, folder: &Path) -> Result<u64, Errno> {
+        self.ring().files().free_bytes(folder)
+    }
+
+    /// The names in a folder, in no order.
+    ///
+    /// # Errors
+    /// As open(2) and getdents(2).
+    pub fn list(&self, folder: &Path) -> Result<Vec<OsString>, Errno> {
+        self.ring().files().list(folder)
     }
 }
 

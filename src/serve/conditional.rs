@@ -32,6 +32,13 @@ pub enum Outcome {
     PreconditionFailed,
 }
 
+/// Whether there is a condition to evaluate.
+pub(super) fn is_conditional(headers: &HeaderMap) -> bool {
+    [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE]
+        .iter()
+        .any(|name| headers.contains_key(name))
+}
+
 /// Evaluates all conditions but `If-Range`, for which there is [`range_applies`].
 pub fn evaluate(method: &Method, headers: &HeaderMap, validators: &Validators<'_>) -> Outcome {
     let safe = matches!(*method, Method::GET | Method::HEAD);

@@ -65,7 +65,11 @@ pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Re
         let problem = Problem::bad_request("a GET has no body here").closing();
         return connection.reply_problem(request, &problem).await;
     }
-    let Some(object) = find(connection, request, query).await? else {
+    let found = match find(connection, request, query).await? {
+        Ok(found) => found,
+        Err(error) => return connection.reply_problem(request, &Problem::from(error)).await,
+    };
+    let Some(object) = found else {
         let problem = Problem::not_found(format!("there is no object {name}"));
         return connection.reply_problem(request, &problem).await;
     };
@@ -118,13 +122,14 @@ async fn find(
     connection: &Connection,
     request: &Request,
     query: &ObjectQuery,
-) -> Result<Option<Arc<Object>>, Broken> {
-    let Target::Object { name, .. } = &request.head.target else { return Ok(None) };
+) -> Result<crate::error::Result<Option<Arc<Object>>>, Broken> {
+    let Target::Object { name, .. } = &request.head.target else { return Ok(Ok(None)) };
     let local = &connection.here.local;
-    if let Some(object) = local.find(name) {
-        return Ok(Some(object));
+    match local.find(&request.context, name).await {
+        Ok(None) => {}
+        found => return Ok(found),
     }
-    let Some(wait) = query.wait.filter(|wait| !wait.is_zero()) else { return Ok(None) };
+    let Some(wait) = query.wait.filter(|wait| !wait.is_zero()) else { return Ok(Ok(None)) };
     let operation = request.context.with_deadline(local.core().now() + wait);
     let begun = local.find_when_begun(&operation, name);
     let mut waited = pin!(race(begun, connection.here.drained(true)));
@@ -136,17 +141,16 @@ async fn find(
             let idle_seconds = connection.here.config().idle_seconds;
             match within(&connection.here, idle_seconds, waited.as_mut()).await {
                 Ok(waited) => waited,
-                Err(_) => return Ok(None),
+                Err(_) => return Ok(Ok(None)),
             }
         }
         Either::Second(_) => return Err(Broken::Gone),
     };
-    match waited {
-        Either::First(Ok(object)) => Ok(Some(object)),
+    Ok(match waited {
         Either::First(Err(error)) if error.kind() == Kind::DeadlineExceeded => Ok(None),
-        Either::First(Err(error)) => Err(Broken::from(error)),
+        Either::First(object) => object.map(Some),
         Either::Second(()) => Ok(None),
-    }
+    })
 }
 
 fn headers_of(

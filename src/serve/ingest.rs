@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::chunked::{Decoder, Step};
-use super::conditional::{Outcome, Validators, evaluate};
+use super::conditional::{Outcome, Validators, evaluate, is_conditional};
 use super::connection::{Broken, Connection, Next, Request};
 use super::head::Framing;
 use super::names::etag_of;
@@ -129,7 +129,11 @@ async fn ingest(connection: &mut Connection, request: &Request) -> Result<std::s
     let metadata = metadata_of(&head.headers, declared_length)?;
     let local = connection.here.local.clone();
     // What an interrupted upload has left does not count as there: the next attempt may replace it.
-    let existing = local.find(name).filter(|object| object.state() != State::Interrupted);
+    let existing = match is_conditional(&head.headers) {
+        true => local.find(&request.context, name).await?,
+        false => None,
+    };
+    let existing = existing.filter(|object| object.state() != State::Interrupted);
     let etag = existing.as_deref().and_then(etag_of);
     let validators = Validators {
         etag: etag.as_deref(),

@@ -8,7 +8,7 @@ use super::conditional::{Outcome, Validators, evaluate};
 use super::connection::{Broken, Connection, Next, Request};
 use super::problem::Problem;
 use super::target::Target;
-use crate::store::{Object, State};
+use crate::store::{Listed, Object, State};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -42,15 +42,14 @@ pub(super) fn etag_of(object: &Object) -> Option<String> {
     (object.state() != State::Interrupted).then(|| object.etag())
 }
 
-fn entry(object: &Object) -> Entry {
-    let state = object.state();
+fn entry(listed: Listed) -> Entry {
     Entry {
-        key: object.name().key().to_owned(),
-        state,
-        generation: object.generation(),
-        length: object.committed(),
-        etag: etag_of(object),
-        modified: humantime::format_rfc3339_millis(object.modified()).to_string(),
+        state: listed.state,
+        generation: listed.generation,
+        length: listed.length,
+        etag: listed.etag(),
+        modified: humantime::format_rfc3339_millis(listed.modified()).to_string(),
+        key: listed.key,
     }
 }
 
@@ -59,19 +58,25 @@ pub(super) async fn list(connection: &mut Connection, request: &Request) -> Resu
     let Target::Bucket { bucket, query } = &request.head.target else {
         unreachable!("a listing is of a bucket");
     };
-    let listing = connection.here.local.list(bucket, query);
+    let page = match connection.here.local.list(&request.context, bucket, query).await {
+        Ok(page) => page,
+        Err(error) => return connection.reply_problem(request, &Problem::from(error)).await,
+    };
     let body = ListingBody {
         bucket,
-        objects: listing.objects.iter().map(|object| entry(object)).collect(),
-        prefixes: listing.prefixes,
-        next: listing.next,
+        objects: page.entries.into_iter().map(entry).collect(),
+        prefixes: page.prefixes,
+        next: page.next,
     };
     reply_json(connection, request, &body).await
 }
 
 /// `GET /`.
 pub(super) async fn buckets(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
-    let body = BucketsBody { buckets: connection.here.local.shared().namespace().buckets() };
+    let body = match connection.here.local.buckets(&request.context).await {
+        Ok(buckets) => BucketsBody { buckets },
+        Err(error) => return connection.reply_problem(request, &Problem::from(error)).await,
+    };
     reply_json(connection, request, &body).await
 }
 
@@ -101,7 +106,10 @@ pub(super) async fn delete(connection: &mut Connection, request: &Request) -> Re
         return connection.reply_problem(request, &problem).await;
     }
     let local = connection.here.local.clone();
-    let object = local.find(name);
+    let object = match local.find(&request.context, name).await {
+        Ok(object) => object,
+        Err(error) => return connection.reply_problem(request, &Problem::from(error)).await,
+    };
     let etag = object.as_deref().and_then(etag_of);
     let validators = Validators {
         etag: etag.as_deref(),

@@ -18,6 +18,8 @@ use super::chunked::{BODY_END, CHUNK_END, ChunkHead};
 use super::connection::{Broken, Connection};
 use super::reply::Delimited;
 use crate::context::Context;
+use crate::error::Error;
+use crate::log::Segment;
 use crate::metrics::Source;
 use crate::runtime::{Either, race, yield_now};
 use crate::store::{More, Piece, Reader, State};
@@ -144,6 +146,9 @@ async fn send_span(
     let mut pieces: Vec<Piece> = Vec::new();
     while remaining > 0 {
         pieces.clear();
+        if let Err(error) = reader.locate().await {
+            return Err(unreadable(reader, &error));
+        }
         reader.gather(remaining, PIECES_MAX, &mut pieces);
         let hot = pieces.iter().take_while(|piece| piece.hot.is_some()).count();
         if hot == 0 {
@@ -205,21 +210,35 @@ async fn send_cold(
     let sent = match sent {
         Ok(sent) => sent,
         Err(Cold::Broken(broken)) => return Err(broken),
-        Err(Cold::Unreadable(errno)) => {
-            let (segment, position) = (pieces[0].segment.number(), pieces[0].position);
-            let object = reader.object().name();
-            tracing::error!(%object, segment, position, %errno, "stored bytes cannot be read");
-            return Err(Broken::Gone);
-        }
+        Err(Cold::Unreadable(error)) => return Err(unreadable(reader, &error)),
     };
     reader.advance(sent);
     Ok(sent)
 }
 
+/// The client can only be told by breaking off.
+fn unreadable(reader: &Reader, error: &Error) -> Broken {
+    let (object, offset) = (reader.object().name(), reader.offset());
+    tracing::error!(%object, offset, %error, "stored bytes cannot be read");
+    Broken::Gone
+}
+
 /// Why bytes could not be sent from a file.
 enum Cold {
     Broken(Broken),
-    Unreadable(Errno),
+    Unreadable(Error),
+}
+
+impl Cold {
+    fn unreadable(segment: &Segment, errno: Errno) -> Cold {
+        Cold::Unreadable(Error::device(format!("cannot read segment {}", segment.number()), errno))
+    }
+}
+
+impl From<Error> for Cold {
+    fn from(error: Error) -> Cold {
+        Cold::Unreadable(error)
+    }
 }
 
 impl From<Broken> for Cold {
@@ -230,14 +249,13 @@ impl From<Broken> for Cold {
 
 async fn splice(connection: &Connection, piece: &Piece, more: bool) -> Result<u64, Cold> {
     let here = &connection.here;
-    let mut pipe = here.take_pipe().map_err(Cold::Unreadable)?;
+    let unreadable = |errno| Cold::unreadable(&piece.segment, errno);
+    let file = here.local.file(&piece.segment).await?;
+    let mut pipe = here.take_pipe().map_err(unreadable)?;
     let length = piece.length.min(pipe.capacity());
-    let filled = pipe
-        .fill(here.local.core(), piece.segment.file(), piece.position, length)
-        .await
-        .map_err(Cold::Unreadable)?;
+    let filled = pipe.fill(here.local.core(), &file, piece.position, length).await.map_err(unreadable)?;
     if filled == 0 {
-        return Err(Cold::Unreadable(Errno::IO)); // the file ends before the bytes that were written to it
+        return Err(unreadable(Errno::IO)); // the file ends before the bytes that were written to it
     }
     while pipe.held() > 0 {
         match pipe.try_drain(&connection.stream, more) {
@@ -295,21 +313,20 @@ async fn read_and_send(connection: &Connection, pieces: &[Piece], more: bool) ->
     let here = &connection.here;
     let core = here.local.core();
     let runs = runs_of(pieces);
-    let reads: Vec<_> = runs
-        .iter()
-        .map(|run| {
-            let (file, position) = (run.pieces[0].segment.file().clone(), run.pieces[0].position);
-            let (core, buffer) = (core.clone(), here.take_buffer(run.length));
-            here.local.core().spawn(async move { core.read(&file, position, buffer, 0).await })
-        })
-        .collect();
+    let mut reads = Vec::with_capacity(runs.len());
+    for run in &runs {
+        let file = here.local.file(&run.pieces[0].segment).await?;
+        let position = run.pieces[0].position;
+        let (reading, buffer) = (core.clone(), here.take_buffer(run.length));
+        reads.push(core.spawn(async move { reading.read(&file, position, buffer, 0).await }));
+    }
     let mut sent = 0;
     for (run, read) in runs.iter().zip(reads) {
         let (read, buffer) = read.await;
         match read {
             Ok(read) if read == run.length => {}
-            Ok(_) => return Err(Cold::Unreadable(Errno::IO)),
-            Err(errno) => return Err(Cold::Unreadable(errno)),
+            Ok(_) => return Err(Cold::unreadable(&run.pieces[0].segment, Errno::IO)),
+            Err(errno) => return Err(Cold::unreadable(&run.pieces[0].segment, errno)),
         }
         let slice = |piece: &Piece| {
             let start = (piece.position - run.pieces[0].position) as usize;

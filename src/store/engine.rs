@@ -5,6 +5,7 @@
 //! durable, and the threads are gone.
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,19 +14,25 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use pollster::block_on;
+
 use rustix::io::Errno;
 
+use super::catalog::service::opener;
+use super::catalog::{Books, Database, Dead, Read, SegmentUse, Write};
 use super::folder::Folder;
 use super::handle::Store;
-use super::local::{LocalStore, Message, Shared};
+use super::local::LocalStore;
 use super::namespace::Namespace;
-use super::rebuild::rebuild;
+use super::reclaim::give_back;
+use super::recover::{Recovered, recover};
+use super::shared::{Beginning, Message, Shared};
 use crate::config::{Config, Durability};
 use crate::error::{Error, Kind, Result};
-use crate::log::{Continuation, Keeper, Log, LogSettings, Space, SpaceSettings, recover};
+use crate::log::{Continuation, Keeper, Log, LogSettings, Space, SpaceSettings};
 use crate::metrics::CoreMetrics;
 use crate::ring::{Arena, Ring, Uring};
-use crate::runtime::{Core, Mailbox, Receiver, allowed_processors};
+use crate::runtime::{Core, Mailbox, Receiver, Sender, allowed_processors, channel};
 
 /// How long a piece of the arena is, in bytes, where blocks are not longer.
 const PIECE_LENGTH: usize = 1 << 20;
@@ -41,8 +48,8 @@ pub type Service = Arc<dyn Fn(Rc<LocalStore>) -> Pin<Box<dyn Future<Output = ()>
 pub struct Engine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<()>>>,
+    catalog_threads: Vec<JoinHandle<()>>,
     notices: Vec<String>,
-    space: Arc<Space>,
     _folder: Folder,
 }
 
@@ -51,6 +58,8 @@ struct Orders {
     shared: Arc<Shared>,
     messages: Receiver<Message>,
     continuation: Continuation,
+    /// One core gives dead parts of segments back to the file system.
+    dead: Option<Receiver<Vec<Dead>>>,
 }
 
 impl Engine {
@@ -65,6 +74,15 @@ impl Engine {
             config,
             Arc::new(|local: Rc<LocalStore>| Box::pin(async move { local.stopping().await })),
         )
+    }
+
+    /// Removes the catalog of the data folder of `config`: the next start makes it anew from the segments, which reads
+    /// all of them.
+    ///
+    /// # Errors
+    /// [`Kind::DataFolder`], [`Kind::Locked`], [`Kind::NoSpace`]: the folder.
+    pub fn forget_catalog(config: &Config) -> Result<()> {
+        remove(&Folder::open(&config.data, config.segment_bytes)?.catalog)
     }
 
     /// As [`Engine::start`], with `service` running on every core.
@@ -85,12 +103,14 @@ impl Engine {
                 config.data.display()
             ));
         }
+        let (database, is_rebuilt) = open_catalog(&folder, &mut notices)?;
         let space = Space::new(SpaceSettings {
             folder: folder.segments.clone(),
             store: folder.store,
             segment_bytes: folder.segment_bytes,
             direct: folder.direct,
             spare_segments: config.spare_segments,
+            reserve_bytes: folder.reserve_bytes,
         });
         let mailboxes: Vec<_> =
             (0..config.cores).map(|_| Mailbox::new()).collect::<std::result::Result<_, Errno>>().map_err(
@@ -99,6 +119,7 @@ impl Engine {
 
         let (started_sender, started) = mpsc::channel();
         let (recovered_sender, recovered) = mpsc::channel();
+        let mut database = Some(database);
         let mut threads = Vec::new();
         let mut orders_senders = Vec::new();
         let processors = allowed_processors();
@@ -115,7 +136,11 @@ impl Engine {
                 orders,
                 started: Some(started_sender.clone()),
                 has_begun: Arc::default(),
-                recovered: (index == 0).then(|| recovered_sender.clone()),
+                recovery: database.take().map(|database| Recovery {
+                    database,
+                    is_rebuilt,
+                    recovered: recovered_sender.clone(),
+                }),
             };
             let thread =
                 std::thread::Builder::new().name(format!("core-{index}")).spawn(move || core.run_to_end());
@@ -132,35 +157,50 @@ impl Engine {
         drop((started_sender, recovered_sender));
 
         // Core 0 reads what is there; the others wait for what it finds.
-        let Ok(found) = recovered.recv() else {
+        let Ok((database, found)) = recovered.recv() else {
             drop(orders_senders); // they wait for no orders any more
             return Err(first_failure(threads));
         };
-        let namespace = Namespace::default();
-        let began = Instant::now();
-        let records = found.records.len();
-        let rebuilt = rebuild(found.records, &namespace, config.cores);
-        for damage in found.damage.iter().chain(&rebuilt.damage) {
+        if is_rebuilt {
+            keep_rebuilt(&folder)?;
+        }
+        for damage in &found.damage {
             tracing::error!("{damage}");
             notices.push(damage.clone());
         }
         tracing::info!(
-            records,
-            sealed = rebuilt.sealed,
-            interrupted = rebuilt.interrupted,
-            bytes = rebuilt.bytes,
+            records = found.records,
             scanned_bytes = found.scanned_bytes,
-            seconds = (found.elapsed + began.elapsed()).as_secs_f64(),
+            seconds = found.elapsed.as_secs_f64(),
             "recovered"
         );
         // A generation never comes twice, also when everything that had it was deleted: each run takes its own from
         // behind an epoch that it makes durable before its first block.
         let next_generation =
             (found.generation_max + 1).max(space.next_epoch() << GENERATIONS_PER_EPOCH_BITS);
-        let (shared, receivers) = Shared::new(config.cores, namespace, next_generation, folder.may_splice);
+        let namespace = Arc::new(Namespace::default());
+        let opener = opener(folder.catalog.clone(), folder.store);
+        let books = Books::new(database, opener, space.clone(), namespace.clone());
+        let (mut catalog_threads, questions, news, dead) = start_catalog(&books)?;
+        let clearing = news.clone();
+        space.set_cleared(Box::new(move |number, epoch| {
+            clearing.send(Write::Cleared(SegmentUse { number, epoch }));
+        }));
+        let (shared, receivers) = Shared::new(Beginning {
+            cores: config.cores,
+            namespace,
+            books,
+            questions,
+            news,
+            next_generation,
+            may_splice: folder.may_splice,
+            started: Instant::now(),
+        });
+        let mut dead = Some(dead);
         for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
             let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
-            let orders = Orders { shared: shared.clone(), messages, continuation };
+            let dead = dead.take();
+            let orders = Orders { shared: shared.clone(), messages, continuation, dead };
             // A core that is gone shows below.
             let _ = sender.send(orders);
         }
@@ -170,19 +210,18 @@ impl Engine {
                 Ok(notice) => notices.extend(notice),
                 Err(_) => {
                     shared.stop();
-                    return Err(first_failure(threads));
+                    let failure = first_failure(threads);
+                    let _ = shared.close_catalog(&mut catalog_threads);
+                    return Err(failure);
                 }
             }
         }
         // What a crash has left superseded is deleted now.
-        for name in shared.namespace().names() {
-            for object in shared.namespace().settle(&name) {
-                object.set_deleted();
-                shared.call(object.home(), move |local| local.delete_superseded(object));
-            }
+        for name in found.names {
+            shared.call(0, move |local| local.settle_later(name));
         }
         notices.dedup();
-        Ok(Engine { shared, threads, notices, space, _folder: folder })
+        Ok(Engine { shared, threads, catalog_threads, notices, _folder: folder })
     }
 
     /// The store, for any thread and runtime.
@@ -212,8 +251,7 @@ impl Engine {
             });
             outcome = outcome.and(ended);
         }
-        self.space.close();
-        outcome
+        outcome.and(self.shared.close_catalog(&mut self.catalog_threads))
     }
 }
 
@@ -235,14 +273,78 @@ fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
     failure.unwrap_or_else(|| Error::new(Kind::Startup, "a core ended before it had started"))
 }
 
-/// What core 0 has found.
-struct Found {
-    records: Vec<crate::log::RecoveredRecord>,
-    logs: std::collections::BTreeMap<u16, Continuation>,
-    generation_max: u64,
-    damage: Vec<String>,
-    scanned_bytes: u64,
-    elapsed: std::time::Duration,
+/// Opens the catalog, and says whether it is to be made anew from the segments. Until that is done it has another
+/// name: an attempt that is cut off is begun anew.
+fn open_catalog(folder: &Folder, notices: &mut Vec<String>) -> Result<(Database, bool)> {
+    let has_segments =
+        std::fs::read_dir(&folder.segments).is_ok_and(|mut segments| segments.next().is_some());
+    let is_rebuilt = has_segments && !folder.catalog.exists();
+    if !is_rebuilt {
+        return Ok((Database::open(&folder.catalog, folder.store)?, false));
+    }
+    let notice = "there is no catalog: it is made anew from the segments, which reads all of them";
+    tracing::warn!("{notice}");
+    notices.push(notice.to_owned());
+    let beside = beside(&folder.catalog);
+    remove(&beside)?;
+    Ok((Database::open(&beside, folder.store)?, true))
+}
+
+/// Where a catalog is while it is being made anew.
+fn beside(catalog: &Path) -> PathBuf {
+    catalog.with_extension("new")
+}
+
+fn remove(file: &Path) -> Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::new(Kind::DataFolder, format!("cannot remove {}: {error}", file.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives a catalog that was made anew its name.
+fn keep_rebuilt(folder: &Folder) -> Result<()> {
+    let failed = |error| {
+        Error::new(Kind::DataFolder, format!("cannot rename to {}: {error}", folder.catalog.display()))
+    };
+    std::fs::rename(beside(&folder.catalog), &folder.catalog).map_err(failed)?;
+    let parent = folder.catalog.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+}
+
+type CatalogThreads = (Vec<JoinHandle<()>>, Sender<Read>, Sender<Write>, Receiver<Vec<Dead>>);
+
+fn start_catalog(books: &Arc<Books>) -> Result<CatalogThreads> {
+    let (questions, asked) = channel();
+    let (news, told) = channel();
+    let (dead_sender, dead) = channel();
+    let (answering, writing, last_drops) = (books.clone(), books.clone(), news.clone());
+    let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(work)
+            .map_err(|error| Error::new(Kind::Startup, format!("cannot start a thread: {error}")))
+    };
+    let threads = vec![
+        start("catalog-read", Box::new(move || block_on(answering.answer(asked))))?,
+        start(
+            "catalog-write",
+            Box::new(move || {
+                let pause = async |duration| std::thread::sleep(duration);
+                block_on(writing.write(told, last_drops, dead_sender, pause));
+            }),
+        )?,
+    ];
+    Ok((threads, questions, news, dead))
+}
+
+/// What core 0 does before anything else.
+struct Recovery {
+    database: Database,
+    is_rebuilt: bool,
+    recovered: mpsc::Sender<(Database, Recovered)>,
 }
 
 struct CoreThread {
@@ -257,7 +359,7 @@ struct CoreThread {
     started: Option<mpsc::Sender<Option<String>>>,
     /// The core has started and was not told to end.
     has_begun: Arc<AtomicBool>,
-    recovered: Option<mpsc::Sender<Found>>,
+    recovery: Option<Recovery>,
 }
 
 impl CoreThread {
@@ -299,18 +401,9 @@ impl CoreThread {
     }
 
     async fn live(&mut self, core: &Rc<Core>) -> Result<()> {
-        if let Some(recovered) = self.recovered.take() {
-            let began = Instant::now();
-            let recovery = recover(core, &self.space).await?;
-            let found = Found {
-                records: recovery.records,
-                logs: recovery.logs,
-                generation_max: recovery.generation_max,
-                damage: recovery.damage,
-                scanned_bytes: recovery.scanned_bytes,
-                elapsed: began.elapsed(),
-            };
-            let _ = recovered.send(found);
+        if let Some(Recovery { database, is_rebuilt, recovered }) = self.recovery.take() {
+            let found = recover(core, &self.space, &database, is_rebuilt).await?;
+            let _ = recovered.send((database, found));
         }
         // Nothing else is to be done before the orders come.
         let Ok(orders) = self.orders.recv() else { return Ok(()) };
@@ -328,6 +421,9 @@ impl CoreThread {
         let (log, flushing) = Log::start(core, settings, arena, keeper.clone(), metrics.clone());
         let local = LocalStore::new(core, orders.shared, log, keeper, metrics);
         let listening = core.spawn(local.clone().listen(orders.messages));
+        if let Some(dead) = orders.dead {
+            local.spawn(give_back(local.clone(), dead));
+        }
         let service = core.spawn((self.service)(local.clone()));
         self.has_begun.store(true, Ordering::SeqCst);
         if let Some(started) = self.started.take() {

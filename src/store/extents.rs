@@ -1,5 +1,8 @@
 //! Where an object's bytes lie: a list that one core appends to and any core reads, without a lock.
 //!
+//! The list holds the end of the object; what comes before it is in the catalog. It begins with the object, and what
+//! the catalog has learned leaves it chunk by chunk.
+//!
 //! The list is a chain of chunks that never move. An extent is set once and then only read. The writer's core
 //! appends at the [`Tail`], a reader keeps its [`Cursor`] in the chain and walks on. Only beginning a chunk and
 //! finding a place (once a reader) take the lock of the index, which has one entry a chunk.
@@ -45,21 +48,28 @@ impl Chunk {
     }
 }
 
+impl Drop for Chunk {
+    /// One after the other: a long chain must not be dropped by recursion.
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(chunk) = next {
+            next = Arc::into_inner(chunk).and_then(|mut chunk| chunk.next.take());
+        }
+    }
+}
+
 /// The extents of one object, in order and without gaps.
-///
-/// Dropped front to back, chunk by chunk: the index holds every chunk, so that no chain of drops comes about.
 pub struct Extents {
     /// Chunks with the offset of their first extent.
     index: Mutex<Vec<(u64, Arc<Chunk>)>>,
 }
 
-impl Default for Extents {
-    fn default() -> Extents {
-        Extents { index: Mutex::new(vec![(0, Chunk::new(FIRST_CHUNK))]) }
-    }
-}
-
 impl Extents {
+    /// An empty list, for what comes from this offset on.
+    pub fn beginning_at(offset: u64) -> Extents {
+        Extents { index: Mutex::new(vec![(offset, Chunk::new(FIRST_CHUNK))]) }
+    }
+
     fn chunks(&self) -> MutexGuard<'_, Vec<(u64, Arc<Chunk>)>> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,29 +82,26 @@ impl Extents {
         Tail { chunk: chunk.clone(), used }
     }
 
-    /// A place at the extent that holds `offset`, or where it will be.
-    pub fn cursor(&self, offset: u64) -> Cursor {
+    /// A place at the extent that holds `offset`, or where it will be. None: that is in the catalog.
+    pub fn cursor(&self, offset: u64) -> Option<Cursor> {
         let chunks = self.chunks();
-        let chunk = chunks.partition_point(|(first, _)| *first <= offset).saturating_sub(1);
+        let chunk = chunks.partition_point(|(first, _)| *first <= offset).checked_sub(1)?;
         let mut cursor = Cursor { chunk: chunks[chunk].1.clone(), index: 0 };
         drop(chunks);
         while cursor.get().is_some_and(|extent| extent.end() <= offset) {
             cursor.advance();
         }
-        cursor
+        Some(cursor)
     }
 
-    /// Every segment that extents lie in, each once where they follow each other.
-    pub fn segments(&self) -> Vec<Arc<Segment>> {
-        let mut segments: Vec<Arc<Segment>> = Vec::new();
-        let mut cursor = self.cursor(0);
-        while let Some(extent) = cursor.get() {
-            if segments.last().is_none_or(|last| !Arc::ptr_eq(last, &extent.segment)) {
-                segments.push(extent.segment.clone());
-            }
-            cursor.advance();
-        }
-        segments
+    /// Lets go of what lies before this offset, as far as whole chunks go: the catalog has it.
+    pub fn forget_before(&self, offset: u64) {
+        let mut chunks = self.chunks();
+        // A chunk goes when the next one begins at the offset or before; the last one stays.
+        let gone = chunks.partition_point(|(first, _)| *first <= offset).saturating_sub(1);
+        let former: Vec<_> = chunks.drain(..gone).collect();
+        drop(chunks);
+        drop(former);
     }
 }
 
@@ -139,5 +146,60 @@ impl Cursor {
     /// Goes to the next one. Only from an extent that is there.
     pub fn advance(&mut self) {
         self.index += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Space, SpaceSettings};
+
+    fn segment() -> Arc<Segment> {
+        let settings = SpaceSettings {
+            folder: "/nowhere".into(),
+            store: 1,
+            segment_bytes: 1 << 22,
+            direct: false,
+            spare_segments: 1,
+            reserve_bytes: 0,
+        };
+        Space::new(settings).segment(1, 1)
+    }
+
+    #[test]
+    fn what_the_catalog_has_leaves_chunk_by_chunk_and_cursors_in_it_walk_on() {
+        let (extents, segment) = (Extents::beginning_at(0), segment());
+        let mut tail = extents.tail();
+        for index in 0..600u64 {
+            let extent = Extent {
+                offset: index * 10,
+                length: 10,
+                position: 0,
+                segment: segment.clone(),
+                hot: WeakRegion::default(),
+            };
+            tail.push(&extents, extent);
+        }
+        let mut early = extents.cursor(0).unwrap();
+        extents.forget_before(3000);
+        assert!(extents.cursor(0).is_none());
+        let mut cursor = extents.cursor(3005).unwrap();
+        assert_eq!(cursor.get().unwrap().offset, 3000);
+        let mut seen = 0;
+        while early.get().is_some() {
+            seen += 1;
+            early.advance();
+        }
+        assert_eq!(seen, 600);
+        extents.forget_before(6000);
+        assert!(extents.cursor(6000).is_some(), "the last chunk stays");
+        assert!(extents.chunks().len() == 1);
+    }
+
+    #[test]
+    fn a_list_may_begin_where_the_catalog_ends() {
+        let extents = Extents::beginning_at(500);
+        assert!(extents.cursor(499).is_none());
+        assert!(extents.cursor(500).unwrap().get().is_none());
     }
 }

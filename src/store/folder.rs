@@ -21,6 +21,7 @@ use crate::ring::Arena;
 const MARKER: &str = "tailwater.json";
 const LOCK: &str = "lock";
 const SEGMENTS: &str = "segments";
+const CATALOG: &str = "catalog";
 
 /// Numbers of file systems: statfs(2).
 const TMPFS: u64 = 0x0102_1994;
@@ -40,10 +41,14 @@ struct Marker {
 pub struct Folder {
     /// The folder of the segments.
     pub segments: PathBuf,
+    /// The file of the catalog.
+    pub catalog: PathBuf,
     /// The store's number.
     pub store: u64,
     /// The length of a segment in bytes.
     pub segment_bytes: u64,
+    /// What of the disk is kept for the catalog, in bytes.
+    pub reserve_bytes: u64,
     /// Whether the file system takes direct writes.
     pub direct: bool,
     /// Whether direct writes are known to leave alone what was spliced from the page cache: on ext4 and XFS.
@@ -74,11 +79,11 @@ impl Folder {
             marker => marker,
         };
         let segments = path.join(SEGMENTS);
+        let disk_bytes = rustix::fs::statvfs(path).map_or(0, |disk| disk.f_blocks * disk.f_frsize);
         let marker = match marker {
             Some(marker) => marker,
             None => {
                 fs::create_dir_all(&segments).map_err(|error| trouble("make", error))?;
-                let disk_bytes = rustix::fs::statvfs(path).map_or(0, |disk| disk.f_blocks * disk.f_frsize);
                 let segment_bytes = segment_bytes.unwrap_or_else(|| segment_bytes_for(disk_bytes));
                 check_segment_bytes(segment_bytes)?;
                 let marker = Marker { tailwater: VERSION, store: random_number()?, segment_bytes };
@@ -92,8 +97,10 @@ impl Folder {
         let direct = file_system != TMPFS && takes_direct_writes(&segments)?;
         Ok(Folder {
             segments,
+            catalog: path.join(CATALOG),
             store: marker.store,
             segment_bytes: marker.segment_bytes,
+            reserve_bytes: (disk_bytes / 32).clamp(4 << 20, 256 << 20),
             direct,
             may_splice: direct && (file_system == EXT4 || file_system == XFS),
             _lock: lock,
@@ -239,7 +246,7 @@ mod tests {
     fn another_version_and_a_damaged_marker_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         drop(Folder::open(folder.path(), None).unwrap());
-        for text in ["{\"tailwater\":2,\"store\":1,\"segment_bytes\":4194304}", "{", ""] {
+        for text in ["{\"tailwater\":3,\"store\":1,\"segment_bytes\":4194304}", "{", ""] {
             fs::write(folder.path().join(MARKER), text).unwrap();
             assert_eq!(Folder::open(folder.path(), None).unwrap_err().kind(), Kind::DataFolder, "{text}");
         }

@@ -18,12 +18,13 @@ use std::task::Poll;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::catalog::Page;
 use super::listing::ListingQuery;
-use super::local::{LocalStore, Shared, call_on};
+use super::local::{LocalStore, call_on};
 use super::name::Name;
-use super::namespace::Listing;
 use super::object::{Metadata, Object};
 use super::reader::{More, Piece, Reader};
+use super::shared::Shared;
 use super::writer::Writer;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -82,9 +83,11 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context.
     pub async fn open(&self, context: &Context, name: &Name, offset: u64) -> Result<StoreReader> {
-        context.check()?;
-        let object = self.shared.namespace().find(name).ok_or_else(|| not_found(name))?;
-        Ok(self.reader(object, offset))
+        let wanted = name.clone();
+        let object = call_on(context, &self.shared, self.any_core(), move |local, context| async move {
+            local.find(&context, &wanted).await
+        });
+        Ok(self.reader(object.await?.ok_or_else(|| not_found(name))?, offset))
     }
 
     /// As [`Store::open`], but waits until the name serves something. Dropping the future leaves nothing behind.
@@ -117,8 +120,16 @@ impl Store {
     }
 
     /// The page of a bucket that is asked for.
-    pub fn list(&self, bucket: &str, query: &ListingQuery) -> Listing {
-        self.shared.namespace().list(bucket, query)
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn list(&self, context: &Context, bucket: &str, query: &ListingQuery) -> Result<Page> {
+        let (bucket, query) = (bucket.to_owned(), query.clone());
+        call_on(context, &self.shared, self.any_core(), move |local, context| async move {
+            local.list(&context, &bucket, &query).await
+        })
+        .await
     }
 
     /// Deletes all generations of a name; durable when this returns. Dropping the future leaves the deletion to go
@@ -397,6 +408,7 @@ async fn read_to_order(
 async fn next_bytes(reader: &mut Reader, length_max: usize) -> Result<Option<Bytes>> {
     loop {
         let mut pieces: Vec<Piece> = Vec::with_capacity(1);
+        reader.locate().await?;
         let length = reader.gather(length_max.max(1) as u64, 1, &mut pieces);
         if let Some(piece) = pieces.pop() {
             let bytes = match &piece.hot {
@@ -418,8 +430,9 @@ async fn next_bytes(reader: &mut Reader, length_max: usize) -> Result<Option<Byt
 }
 
 async fn read_piece(reader: &Reader, piece: &Piece) -> Result<Bytes> {
-    let core = reader.local().core().clone();
-    let (result, buffer) = core.read(piece.segment.file(), piece.position, vec![0; piece.length], 0).await;
+    let local = reader.local();
+    let file = local.file(&piece.segment).await?;
+    let (result, buffer) = local.core().read(&file, piece.position, vec![0; piece.length], 0).await;
     match result {
         Ok(count) if count == piece.length => Ok(Bytes::from(buffer)),
         Ok(_) => Err(Error::new(Kind::Damaged, format!("segment {} is too short", piece.segment.number()))),

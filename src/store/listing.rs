@@ -1,4 +1,4 @@
-//! Pages of names, in order, over an ordered map.
+//! Pages of names, in order, over whatever can answer the first key from a place on.
 //!
 //! A listing consists of *items*: the visible keys of a bucket that begin with a prefix, except that keys which
 //! hold the delimiter behind the prefix are folded into one item, their text up to and including the first
@@ -6,16 +6,11 @@
 //! `limit` of them, and `next`, if there are more, is the text of its last item; so following `next` gives
 //! every item once, whatever else the client does with its pages.
 //!
-//! A page seeks: it never walks through the rest of a folded prefix, nor through other buckets, so it costs
-//! O(items · log names). Only names whose values are not visible are walked over one by one.
+//! A page seeks: it never walks through the rest of a folded prefix, so it costs one look-up an item.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Range;
 use std::ops::Bound;
 
-use super::name::Name;
+use crate::error::Result;
 
 /// The number of items in a page when the client does not say.
 pub const LIMIT_DEFAULT: usize = 1_000;
@@ -43,59 +38,46 @@ impl Default for ListingQuery {
 
 /// One page of a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page<'a, V> {
-    /// The names in the page, in order.
-    pub entries: Vec<(&'a Name, &'a V)>,
+pub struct Page<V> {
+    /// The values of the keys in the page, in the order of the keys.
+    pub entries: Vec<V>,
     /// The folded prefixes in the page, in order.
     pub prefixes: Vec<String>,
     /// What to pass as `after` for the following page; absent on the last one.
     pub next: Option<String>,
 }
 
-/// The page of `bucket` that `query` asks for, of the values that are `visible`.
-pub fn page<'a, V>(
-    names: &'a BTreeMap<Name, V>,
-    bucket: &str,
+/// The page of a bucket that `query` asks for. `first` answers the first visible key of the bucket from a place on,
+/// and its value.
+///
+/// # Errors
+/// What `first` says.
+pub fn page<V>(
     query: &ListingQuery,
-    visible: impl Fn(&V) -> bool,
-) -> Page<'a, V> {
+    mut first: impl FnMut(&Bound<Vec<u8>>) -> Result<Option<(String, V)>>,
+) -> Result<Page<V>> {
     let mut page = Page { entries: Vec::new(), prefixes: Vec::new(), next: None };
     let mut last_item = None;
     let mut seek = first_seek(query);
-    while let Some((name, value)) = seek_visible(names, bucket, &seek, &query.prefix, &visible) {
+    while let Some((key, value)) = first(&seek)?.filter(|(key, _)| key.starts_with(&query.prefix)) {
         if page.entries.len() + page.prefixes.len() >= query.limit {
             page.next = last_item;
             break;
         }
-        match folded(name.key(), query) {
+        match folded(&key, query) {
             Some(prefix) => {
                 seek = behind_prefix(prefix);
                 last_item = Some(prefix.to_owned());
                 page.prefixes.push(prefix.to_owned());
             }
             None => {
-                seek = Bound::Excluded(name.key().as_bytes().to_vec());
-                last_item = Some(name.key().to_owned());
-                page.entries.push((name, value));
+                seek = Bound::Excluded(key.as_bytes().to_vec());
+                last_item = Some(key);
+                page.entries.push(value);
             }
         }
     }
-    page
-}
-
-/// The buckets that hold something visible, in order.
-pub fn buckets<V>(names: &BTreeMap<Name, V>, visible: impl Fn(&V) -> bool) -> Vec<&str> {
-    let mut buckets: Vec<&str> = Vec::new();
-    let mut seek = String::new();
-    loop {
-        let from: &dyn Place = &(seek.as_str(), &b""[..]);
-        let Some((name, _)) = range(names, Bound::Included(from)).find(|(_, value)| visible(value)) else {
-            return buckets;
-        };
-        buckets.push(name.bucket());
-        // The smallest text behind the bucket, though no bucket can have it.
-        seek = format!("{}\0", name.bucket());
-    }
+    Ok(page)
 }
 
 /// Where the page begins: at the prefix, or behind `after`, whichever is further.
@@ -126,79 +108,29 @@ fn behind_prefix(prefix: &str) -> Bound<Vec<u8>> {
     Bound::Included(place)
 }
 
-/// The first visible name of the bucket from a place on, if it begins with the prefix.
-fn seek_visible<'a, V>(
-    names: &'a BTreeMap<Name, V>,
-    bucket: &str,
-    seek: &Bound<Vec<u8>>,
-    prefix: &str,
-    visible: &impl Fn(&V) -> bool,
-) -> Option<(&'a Name, &'a V)> {
-    let place = seek.as_ref().map(|key| (bucket, key.as_slice()));
-    let from = place.as_ref().map(|place| place as &dyn Place);
-    range(names, from)
-        .take_while(|(name, _)| name.bucket() == bucket && name.key().starts_with(prefix))
-        .find(|(_, value)| visible(value))
-}
-
-/// The names from a place on.
-fn range<'a, 'p, V>(names: &'a BTreeMap<Name, V>, from: Bound<&(dyn Place + 'p)>) -> Range<'a, Name, V> {
-    names.range::<dyn Place + 'p, _>((from, Bound::Unbounded))
-}
-
-/// A place in the order of names, which need not be a name: the map is searched by places, so that a search
-/// neither allocates a name nor has to find a valid one.
-trait Place {
-    /// The bucket and the bytes of the key, the order of [`Name`].
-    fn parts(&self) -> (&str, &[u8]);
-}
-
-impl Place for Name {
-    fn parts(&self) -> (&str, &[u8]) {
-        (self.bucket(), self.key().as_bytes())
-    }
-}
-
-impl Place for (&str, &[u8]) {
-    fn parts(&self) -> (&str, &[u8]) {
-        *self
-    }
-}
-
-impl<'p> Borrow<dyn Place + 'p> for Name {
-    fn borrow(&self) -> &(dyn Place + 'p) {
-        self
-    }
-}
-
-impl Ord for dyn Place + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.parts().cmp(&other.parts())
-    }
-}
-
-impl PartialOrd for dyn Place + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for dyn Place + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl Eq for dyn Place + '_ {}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::name::Name;
+
+    /// The first visible key of a bucket from a place on.
+    fn first(names: &BTreeMap<Name, bool>, bucket: &str, from: &Bound<Vec<u8>>) -> Option<(String, String)> {
+        names
+            .iter()
+            .filter(|(name, visible)| name.bucket() == bucket && **visible)
+            .map(|(name, _)| name.key())
+            .find(|key| match from {
+                Bound::Included(from) => key.as_bytes() >= from.as_slice(),
+                Bound::Excluded(from) => key.as_bytes() > from.as_slice(),
+                Bound::Unbounded => true,
+            })
+            .map(|key| (key.to_owned(), key.to_owned()))
+    }
 
     fn names(texts: &[&str]) -> BTreeMap<Name, bool> {
         texts
@@ -225,8 +157,8 @@ mod tests {
         bucket: &str,
         query: &ListingQuery,
     ) -> (Vec<String>, Vec<String>, Option<String>) {
-        let page = page(names, bucket, query, |visible| *visible);
-        (page.entries.iter().map(|(name, _)| name.key().to_owned()).collect(), page.prefixes, page.next)
+        let page = page(query, |from| Ok(first(names, bucket, from))).unwrap();
+        (page.entries, page.prefixes, page.next)
     }
 
     #[test]
@@ -268,30 +200,20 @@ mod tests {
     }
 
     #[test]
-    fn buckets_are_those_with_something_visible() {
-        let names = names(&["a/1", "a/2", "a-b/1", "!b/1", "b.c/1", "!c/1", "c/2"]);
-        assert_eq!(buckets(&names, |visible| *visible), ["a", "a-b", "b.c", "c"]);
-        assert!(buckets(&BTreeMap::<Name, ()>::new(), |()| true).is_empty());
-    }
-
-    #[test]
     fn a_folded_prefix_is_not_walked() {
         let mut names = BTreeMap::new();
         for directory in 0..20 {
             for file in 0..500 {
-                names.insert(Name::new("b", &format!("{directory:02}/{file}")).unwrap(), ());
+                names.insert(Name::new("b", &format!("{directory:02}/{file}")).unwrap(), true);
             }
         }
         let looks = Cell::new(0);
-        let look = |(): &()| {
+        let look = |from: &Bound<Vec<u8>>| {
             looks.set(looks.get() + 1);
-            true
+            Ok(first(&names, "b", from))
         };
-        assert_eq!(page(&names, "b", &query("", "", 100, "/"), look).prefixes.len(), 20);
-        assert!(looks.get() <= 21, "{} names were looked at for 20 items", looks.get());
-        looks.set(0);
-        assert_eq!(buckets(&names, look), ["b"]);
-        assert_eq!(looks.get(), 1);
+        assert_eq!(page(&query("", "", 100, "/"), look).unwrap().prefixes.len(), 20);
+        assert_eq!(looks.get(), 21, "one look an item, and one that finds no more");
     }
 
     /// The definition of the module header, as directly as it can be written: all items first, then the page.

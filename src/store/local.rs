@@ -1,112 +1,68 @@
 //! The store as one core sees it: its log, its registries, and the messages from other cores.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use tracing::Instrument;
 
-use super::extents::{Extent, Tail};
+use super::catalog::{Page, Read};
+use super::commits::{Commits, Live, Note};
+use super::extents::Extent;
 use super::listing::ListingQuery;
 use super::name::Name;
-use super::namespace::{Listing, Namespace};
+use super::namespace::{Look, Pin};
 use super::object::{Metadata, Object, State, microseconds};
 use super::reader::Reader;
 use super::registry::Registry;
+use super::shared::{Message, Shared};
 use super::writer::Writer;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
-use crate::log::{Keeper, Log, Placement, Sink};
+use crate::log::{Keeper, Log, Segment, Space, open_for_reading};
 use crate::metrics::{CoreMetrics, SegmentState, Snapshot};
-use crate::runtime::{Core, Receiver, Sender, TaskGroup, channel};
+use crate::ring::Descriptor;
+use crate::runtime::{Core, Either, Receiver, Sender, TaskGroup, channel, race};
 
-/// What all cores of a store share.
-pub struct Shared {
-    pub(super) namespace: Namespace,
-    next_generation: AtomicU64,
-    peers: Vec<Sender<Message>>,
-    stopping: AtomicBool,
-    started: Instant,
-    may_splice: bool,
+/// How many objects of the catalog a core keeps at hand.
+const OBJECTS_CACHED: usize = 4096;
+/// How many segments a core keeps open for reading.
+const FILES_OPEN: usize = 128;
+
+/// A small map that forgets what came first.
+struct Cache<K, V> {
+    values: HashMap<K, V>,
+    order: VecDeque<K>,
+    capacity: usize,
 }
 
-/// Something to run on a core.
-type Call = Box<dyn FnOnce(&Rc<LocalStore>) + Send>;
-
-/// What one core says to another, or a foreign thread to a core.
-pub(super) enum Message {
-    /// This generation has grown or ended.
-    Grown(u64),
-    /// This name has come into being.
-    Begun(Name),
-    /// The deletion of this object is to be logged, on behalf of this request; then who asked is told.
-    Delete(Context, Arc<Object>, Sender<Result<()>>),
-    /// This object was superseded: its deletion is to be logged when that is possible.
-    Supersede(Arc<Object>),
-    /// Something to run here.
-    Call(Call),
-}
-
-impl Shared {
-    /// What cores share, and for each core its messages.
-    pub(super) fn new(
-        cores: usize,
-        namespace: Namespace,
-        next_generation: u64,
-        may_splice: bool,
-    ) -> (Arc<Shared>, Vec<Receiver<Message>>) {
-        let (peers, receivers) = (0..cores).map(|_| channel()).unzip();
-        let shared = Shared {
-            namespace,
-            next_generation: AtomicU64::new(next_generation),
-            peers,
-            stopping: AtomicBool::new(false),
-            started: Instant::now(),
-            may_splice,
-        };
-        (Arc::new(shared), receivers)
+impl<K: Clone + Eq + std::hash::Hash, V: Clone> Cache<K, V> {
+    fn new(capacity: usize) -> RefCell<Cache<K, V>> {
+        RefCell::new(Cache { values: HashMap::new(), order: VecDeque::new(), capacity })
     }
 
-    /// Runs something on a core; from any thread. It is dropped unrun where the core is gone.
-    pub fn call(&self, core: usize, call: impl FnOnce(&Rc<LocalStore>) + Send + 'static) {
-        self.peers[core].send(Message::Call(Box::new(call)));
+    fn get(&self, key: &K) -> Option<V> {
+        self.values.get(key).cloned()
     }
 
-    /// How many cores there are.
-    pub fn cores(&self) -> usize {
-        self.peers.len()
-    }
-
-    /// How long ago the store was started.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// Whether bytes may go from the segment files to sockets as pages of the page cache.
-    pub fn may_splice(&self) -> bool {
-        self.may_splice
-    }
-
-    /// Whether the store is to come to an end.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
-    }
-
-    /// The names.
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
-    /// Tells all cores to come to an end.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        for core in 0..self.cores() {
-            self.call(core, |local| local.stopping.wake(&()));
+    fn insert(&mut self, key: K, value: V) {
+        if self.values.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
         }
+        while self.order.len() > self.capacity {
+            if let Some(first) = self.order.pop_front() {
+                self.values.remove(&first);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &K) -> Option<V> {
+        self.values.remove(key)
     }
 }
 
@@ -120,180 +76,13 @@ pub struct LocalStore {
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
     metrics: Rc<CoreMetrics>,
+    objects: RefCell<Cache<Name, Arc<Object>>>,
+    /// Segments open for reading, by number.
+    files: RefCell<Cache<u64, Arc<Descriptor>>>,
     /// What runs here on behalf of others; ends with the store.
     tasks: TaskGroup,
     /// Interruptions on their way into the log.
     endings: TaskGroup,
-}
-
-/// What an append leaves behind until it is durable.
-pub(super) enum Note {
-    Create(Rc<Live>),
-    Append {
-        live: Rc<Live>,
-        offset: u64,
-        /// The append goes on in the next record: it does not count yet.
-        continued: bool,
-    },
-    End {
-        live: Rc<Live>,
-        state: State,
-        at_microseconds: u64,
-    },
-    Delete(Arc<Object>),
-}
-
-/// An object that is being written on this core.
-pub(super) struct Live {
-    pub object: Arc<Object>,
-    /// The last of the core's blocks, as they became durable, in which it has grown.
-    touched_in: Cell<u64>,
-    tail: RefCell<Tail>,
-    /// Durable parts of an append that is not whole yet.
-    parts: RefCell<Vec<Extent>>,
-}
-
-impl Live {
-    pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
-        let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
-        Rc::new(Live { object, touched_in: Cell::new(0), tail, parts })
-    }
-
-    /// Adds bytes that are durable; true when that makes an append whole.
-    fn add(&self, extent: Extent, continued: bool) -> bool {
-        let mut parts = self.parts.borrow_mut();
-        // An append that was given up leaves parts behind; the next one begins where that one began.
-        if parts.last().is_some_and(|last| last.end() != extent.offset) {
-            parts.clear();
-        }
-        if continued {
-            parts.push(extent);
-            return false;
-        }
-        let mut tail = self.tail.borrow_mut();
-        for part in parts.drain(..) {
-            tail.push(self.object.extents(), part);
-        }
-        tail.push(self.object.extents(), extent);
-        true
-    }
-}
-
-/// Makes what has become durable known: on this core at once, on others by one message each.
-pub(super) struct Commits {
-    core: usize,
-    shared: Arc<Shared>,
-    metrics: Rc<CoreMetrics>,
-    grown: Rc<Registry<u64>>,
-    /// Objects that have changed in the block at hand.
-    touched: RefCell<Vec<Rc<Live>>>,
-    /// How many blocks have become durable, this one included.
-    blocks: Cell<u64>,
-}
-
-impl Sink for Commits {
-    type Note = Note;
-
-    fn durable(&self, note: Note, placement: Placement<'_>) {
-        match note {
-            Note::Create(live) => live.object.anchor(placement.segment),
-            Note::Append { live, offset, continued } => {
-                self.touch(&live);
-                let object = &live.object;
-                let extent = Extent {
-                    offset,
-                    length: placement.length,
-                    position: placement.position,
-                    segment: placement.segment.clone(),
-                    hot: placement.hot,
-                };
-                if live.add(extent, continued) {
-                    object.commit(offset + u64::from(placement.length));
-                    object.mark_fresh(placement.appended.saturating_duration_since(self.shared.started));
-                    self.metrics.appends.increment();
-                    self.metrics.append_to_acknowledged.record(placement.appended.elapsed());
-                }
-            }
-            Note::End { live, state, at_microseconds } => {
-                live.object.anchor(placement.segment);
-                self.end(&live, state, at_microseconds);
-            }
-            Note::Delete(object) => {
-                for segment in object.segments() {
-                    segment.keep(placement.segment);
-                }
-                self.shared.namespace.deletion_is_durable(&object);
-            }
-        }
-    }
-
-    fn block_done(&self) {
-        self.blocks.set(self.blocks.get() + 1);
-        let mut touched = self.touched.take();
-        for live in touched.drain(..) {
-            self.announce(&live.object);
-        }
-        self.touched.replace(touched);
-    }
-
-    fn failed(&self, note: Note) {
-        match note {
-            Note::Create(live) | Note::Append { live, .. } | Note::End { live, .. } => {
-                self.end_without_log(&live)
-            }
-            // Who asked for the deletion learns of the failure; a restart may find the object again.
-            Note::Delete(_) => {}
-        }
-    }
-}
-
-impl Commits {
-    fn touch(&self, live: &Rc<Live>) {
-        if live.touched_in.replace(self.blocks.get()) != self.blocks.get() {
-            self.touched.borrow_mut().push(live.clone());
-        }
-    }
-
-    /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
-    /// interrupted all the same.
-    fn end_without_log(&self, live: &Rc<Live>) {
-        if live.object.state() == State::Live {
-            self.end(live, State::Interrupted, microseconds(SystemTime::now()));
-            self.block_done();
-        }
-    }
-
-    /// Wakes whoever waits for more of this object.
-    fn announce(&self, object: &Object) {
-        let mut interest = object.take_interest();
-        while interest != 0 {
-            let core = interest.trailing_zeros() as usize;
-            interest &= interest - 1;
-            if core == self.core {
-                self.grown.wake(&object.generation());
-            } else {
-                self.metrics.core_messages.increment();
-                self.metrics.wake_messages.increment();
-                self.shared.peers[core].send(Message::Grown(object.generation()));
-            }
-        }
-    }
-
-    /// The object has ended; what it supersedes is deleted.
-    fn end(&self, live: &Rc<Live>, state: State, at_microseconds: u64) {
-        let object = &live.object;
-        object.end(state, at_microseconds);
-        self.metrics.objects_live.decrement();
-        match state {
-            State::Sealed => self.metrics.objects_sealed.increment(),
-            _ => self.metrics.objects_interrupted.increment(),
-        }
-        self.touch(live);
-        for superseded in self.shared.namespace.settle(object.name()) {
-            superseded.set_deleted();
-            self.shared.peers[superseded.home()].send(Message::Supersede(superseded));
-        }
-    }
 }
 
 impl LocalStore {
@@ -304,14 +93,7 @@ impl LocalStore {
         keeper: Rc<Keeper>,
         metrics: Rc<CoreMetrics>,
     ) -> Rc<LocalStore> {
-        let commits = Rc::new(Commits {
-            core: core.index(),
-            shared: shared.clone(),
-            metrics: metrics.clone(),
-            grown: Rc::default(),
-            touched: RefCell::default(),
-            blocks: Cell::new(1),
-        });
+        let commits = Commits::new(core, shared.clone(), metrics.clone());
         log.set_sink(&commits);
         Rc::new(LocalStore {
             core: core.clone(),
@@ -322,6 +104,8 @@ impl LocalStore {
             names: Rc::default(),
             stopping: Rc::default(),
             metrics,
+            objects: Cache::new(OBJECTS_CACHED),
+            files: Cache::new(FILES_OPEN),
             tasks: TaskGroup::default(),
             endings: TaskGroup::default(),
         })
@@ -331,17 +115,23 @@ impl LocalStore {
     pub(super) async fn listen(self: Rc<Self>, mut messages: Receiver<Message>) {
         while let Some(message) = messages.receive().await {
             match message {
-                Message::Grown(generation) => self.commits.grown.wake(&generation),
+                Message::Grown(generation) => self.commits.grown().wake(&generation),
                 Message::Begun(name) => self.names.wake(&name),
-                Message::Delete(context, object, done) => {
+                Message::Forget(name) => drop(self.objects.borrow_mut().forget(&name)),
+                Message::Delete(context, object, done, refusals) => {
                     let (local, span) = (self.clone(), context.span());
-                    let deletion = async move { done.send(local.log_deletion(&context, object).await) };
+                    let deletion = async move { local.delete_object(&context, object, done, refusals).await };
                     self.spawn(deletion.instrument(span));
                 }
                 Message::Supersede(object) => self.delete_superseded(object),
                 Message::Call(call) => call(&self),
             }
         }
+    }
+
+    /// Wakes who waits for the end of the store.
+    pub(super) fn stop(&self) {
+        self.stopping.wake(&());
     }
 
     /// Runs something on this core until the store comes to an end.
@@ -376,7 +166,7 @@ impl LocalStore {
     /// Returns when the store is to come to an end.
     pub async fn stopping(&self) {
         let shared = self.shared.clone();
-        self.stopping.wait((), move |_| shared.stopping.load(Ordering::SeqCst).then_some(())).await;
+        self.stopping.wait((), move |_| shared.is_stopping().then_some(())).await;
     }
 
     /// Begins a new generation of a name. Its creation is in the log, not yet durable; readers find it at once.
@@ -398,11 +188,17 @@ impl LocalStore {
         if document.len() > self.log.payload_length_max() {
             return Err(Error::new(Kind::InvalidArgument, "the metadata is too long"));
         }
+        let pin = match only_if_absent {
+            true => Some(self.core.under(context, self.complete(&name)).await??),
+            false => None,
+        };
+        self.core.under(context, self.wait_for_catalog()).await?;
         self.log.room(context, document.len(), true).await?;
-        let generation = self.shared.next_generation.fetch_add(1, Ordering::Relaxed);
-        let timestamp = microseconds(SystemTime::now());
-        let object = Object::new(name, generation, metadata, self.core.index(), timestamp);
-        let awaited = self.shared.namespace.begin(&object, only_if_absent)?;
+        let generation = self.shared.take_generation();
+        let timestamp = microseconds(self.core.wall_clock());
+        let object = Object::new(name.clone(), generation, metadata, timestamp);
+        let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
+        drop(pin);
         let live = Live::new(object);
         let appended = self.log.append(
             document.len(),
@@ -412,7 +208,9 @@ impl LocalStore {
                 Ok::<_, Error>(document.len())
             },
             |length| {
-                (record(RecordKind::Create, length, generation, 0, timestamp), Note::Create(live.clone()))
+                let document = document.clone().into_boxed_slice();
+                let note = Note::Create { live: live.clone(), document, at_microseconds: timestamp };
+                (record(RecordKind::Create, length, generation, 0, timestamp), note)
             },
         );
         match appended {
@@ -420,15 +218,63 @@ impl LocalStore {
                 self.metrics.objects_live.increment();
                 tracing::debug!(object = %live.object.name(), generation, "begun");
                 self.announce_name(live.object.name(), awaited);
+                self.complete_later(live.object.name());
                 Ok(Writer::new(self.clone(), live, appended.sequence))
             }
             // There was room before `begin`, and nothing has waited since.
             Ok(None) => unreachable!("the room that was waited for is gone"),
             Err(error) => {
-                self.shared.namespace.forget(&live.object);
+                self.shared.namespace().forget(&live.object);
                 Err(error)
             }
         }
+    }
+
+    /// Waits while the catalog is far behind the log: what it does not know yet is in memory.
+    pub(super) async fn wait_for_catalog(&self) {
+        while self.commits.is_ahead_of_catalog() {
+            self.core.sleep(CATALOG_PAUSE).await;
+        }
+    }
+
+    /// Makes the entry of a name complete, and keeps it until the answer is dropped.
+    async fn complete<'a>(&'a self, name: &'a Name) -> Result<Pin<'a>> {
+        let pin = self.shared.namespace().pin(name);
+        if !self.shared.namespace().is_complete(name) {
+            self.find_in_catalog(name).await?;
+        }
+        Ok(pin)
+    }
+
+    /// Makes the entry of a name complete when the catalog has answered.
+    fn complete_later(self: &Rc<Self>, name: &Name) {
+        if self.shared.namespace().is_complete(name) {
+            return;
+        }
+        let (local, name) = (self.clone(), name.clone());
+        self.spawn(async move {
+            while local.find_in_catalog(&name).await.is_err() {
+                local.core.sleep(DELETION_PAUSE).await;
+            }
+        });
+    }
+
+    /// Has what this name's generations have superseded deleted, when the catalog has answered.
+    pub(super) fn settle_later(self: &Rc<Self>, name: Name) {
+        let local = self.clone();
+        self.spawn(async move {
+            if let Err(error) = local.complete(&name).await {
+                tracing::warn!(object = %name, %error, "what is superseded is left to the next start");
+            }
+        });
+    }
+
+    /// What the name serves, after the catalog was asked.
+    async fn find_in_catalog(&self, name: &Name) -> Result<Option<Arc<Object>>> {
+        let stored = self.shared.ask(|answer| Read::Find(name.clone(), answer)).await?;
+        let found = self.shared.namespace().complete(name, &stored);
+        self.shared.settle(name, self.core.index());
+        Ok(found)
     }
 
     fn announce_name(&self, name: &Name, mut awaited: u64) {
@@ -439,28 +285,70 @@ impl LocalStore {
                 self.names.wake(name);
             } else {
                 self.metrics.core_messages.increment();
-                self.shared.peers[core].send(Message::Begun(name.clone()));
+                self.shared.send(core, Message::Begun(name.clone()));
             }
         }
     }
 
     /// The generation that a name serves.
-    pub fn find(&self, name: &Name) -> Option<Arc<Object>> {
-        self.shared.namespace.find(name)
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn find(&self, context: &Context, name: &Name) -> Result<Option<Arc<Object>>> {
+        self.core.under(context, self.look_up(name)).await?
+    }
+
+    async fn look_up(&self, name: &Name) -> Result<Option<Arc<Object>>> {
+        match self.shared.namespace().find(name) {
+            Look::Found(object) => return Ok(Some(object)),
+            Look::Nothing => return Ok(None),
+            Look::Ask => {}
+        }
+        let cached = self.objects.borrow().get(name);
+        if let Some(object) = cached.filter(|object| !object.is_deleted()) {
+            return Ok(Some(object));
+        }
+        let found = self.find_in_catalog(name).await?;
+        if let Some(object) = found.as_ref().filter(|object| object.is_stored()) {
+            object.add_cached(self.core.index());
+            // Whoever deletes it now tells this cache; who has before is seen here.
+            if !object.is_deleted() {
+                self.objects.borrow_mut().insert(name.clone(), object.clone());
+            }
+        }
+        Ok(found)
     }
 
     /// Waits until a name serves something. Dropping the future leaves nothing behind.
     ///
     /// # Errors
-    /// [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, which leave nothing behind either.
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context, which leave nothing behind either.
     pub async fn find_when_begun(&self, context: &Context, name: &Name) -> Result<Arc<Object>> {
+        self.core.under(context, self.begun(name)).await?
+    }
+
+    async fn begun(&self, name: &Name) -> Result<Arc<Object>> {
         let _leaving = LeaveName { local: self, name };
         let (shared, core, wanted) = (self.shared.clone(), self.core.index(), name.clone());
-        let begun = self.names.wait(name.clone(), move |registered| match registered {
-            false => shared.namespace.find(&wanted),
-            true => shared.namespace.find_or_await(&wanted, core),
-        });
-        self.core.under(context, begun).await
+        let mut begun = pin!(self.names.wait(name.clone(), move |registered| {
+            let look = match registered {
+                false => shared.namespace().find(&wanted),
+                true => shared.namespace().find_or_await(&wanted, core),
+            };
+            match look {
+                Look::Found(object) => Some(object),
+                Look::Nothing | Look::Ask => None,
+            }
+        }));
+        // The wait is registered before the catalog is asked, so that nothing falls in between.
+        match race(begun.as_mut(), self.look_up(name)).await {
+            Either::First(object) => Ok(object),
+            Either::Second(Err(error)) => Err(error),
+            Either::Second(Ok(Some(object))) => Ok(object),
+            Either::Second(Ok(None)) => Ok(begun.await),
+        }
     }
 
     /// A reader of an object, from an offset on.
@@ -468,35 +356,77 @@ impl LocalStore {
         Reader::new(self.clone(), object, offset)
     }
 
+    /// The extents of an object from an offset on that are only in the catalog.
+    pub(super) async fn stored_extents(&self, object: &Arc<Object>, offset: u64) -> Result<Vec<Extent>> {
+        self.shared.ask(|answer| Read::Extents(object.clone(), offset, answer)).await
+    }
+
+    /// The folder of the segments.
+    pub(super) fn segment_folder(&self) -> &std::path::Path {
+        self.keeper.folder()
+    }
+
+    /// A segment's file, open for reading through the page cache.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub async fn file(&self, segment: &Segment) -> Result<Arc<Descriptor>> {
+        let cached = self.files.borrow().get(&segment.number());
+        if let Some(file) = cached {
+            return Ok(file);
+        }
+        let path = Space::path(self.keeper.folder(), segment.number());
+        let opened = open_for_reading(&self.core, &path).await;
+        let file = opened.map_err(|errno| Error::device(format!("cannot open {}", path.display()), errno))?;
+        self.files.borrow_mut().insert(segment.number(), file.clone());
+        Ok(file)
+    }
+
     /// The page of a bucket that is asked for.
-    pub fn list(&self, bucket: &str, query: &ListingQuery) -> Listing {
-        self.shared.namespace.list(bucket, query)
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn list(&self, context: &Context, bucket: &str, query: &ListingQuery) -> Result<Page> {
+        let page = self.shared.ask(|answer| Read::List(bucket.to_owned(), query.clone(), answer));
+        self.core.under(context, page).await?
+    }
+
+    /// All buckets that hold something, in order.
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn buckets(&self, context: &Context) -> Result<Vec<String>> {
+        self.core.under(context, self.shared.ask(Read::Buckets)).await?
     }
 
     /// Deletes all generations of a name. When this returns the deletion is durable; a writer of a generation that
     /// is live learns of it with its next call; readers keep what they hold. Dropping the future leaves the
-    /// deletion to go on by itself.
+    /// deletion undone, or to go on by itself.
     ///
     /// # Errors
-    /// [`Kind::NotFound`]; the failure of a log, and then the deletion may be undone by a restart;
+    /// [`Kind::NotFound`]; [`Kind::NoSpace`]; the failure of a log, and then the deletion may be undone by a restart;
     /// [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context: where that had ended before, nothing is
-    /// deleted, and otherwise the deletion goes on by itself.
+    /// deleted, and otherwise nothing, or the deletion goes on by itself.
     pub async fn delete(&self, context: &Context, name: &Name) -> Result<()> {
-        self.core.check(context)?;
-        let objects = self.shared.namespace.remove(name);
+        let pin = self.core.under(context, self.complete(name)).await??;
+        let objects = self.shared.namespace().remove(name);
+        drop(pin);
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
         }
+        self.metrics.objects_deleted.add(objects.len() as u64);
+        self.delete_objects(context, objects).await
+    }
+
+    /// Has deletions logged, and waits under the context until they are durable. They are logged also when that ends.
+    pub(super) async fn delete_objects(&self, context: &Context, objects: Vec<Arc<Object>>) -> Result<()> {
         let count = objects.len();
         let (done, mut outcomes) = channel();
         for object in objects {
-            // What was superseded is deleted already, but perhaps not durably.
-            if !object.is_deleted() {
-                object.set_deleted();
-                self.metrics.objects_deleted.increment();
-            }
-            self.metrics.core_messages.increment();
-            self.shared.peers[object.home()].send(Message::Delete(context.detached(), object, done.clone()));
+            let message = Message::Delete(context.detached(), object, done.clone(), 0);
+            self.shared.send(self.core.index(), message);
         }
         drop(done);
         for _ in 0..count {
@@ -507,13 +437,30 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Has the deletion of a superseded object logged, here at its home. Where the disk is full that waits for room:
-    /// until then the object's segments stay.
-    pub(super) fn delete_superseded(self: &Rc<Self>, object: Arc<Object>) {
+    /// Logs a deletion here, or on the next core where there is no room.
+    async fn delete_object(
+        &self,
+        context: &Context,
+        object: Arc<Object>,
+        done: Sender<Result<()>>,
+        refusals: usize,
+    ) {
+        let outcome = self.log_deletion(context, object.clone()).await;
+        let has_no_room = outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
+        if has_no_room && refusals + 1 < self.shared.cores() {
+            let next = (self.core.index() + 1) % self.shared.cores();
+            self.shared.send(next, Message::Delete(context.clone(), object, done, refusals + 1));
+        } else {
+            done.send(outcome);
+        }
+    }
+
+    /// Has the deletion of a superseded object logged. Where the disk is full that waits for room.
+    fn delete_superseded(self: &Rc<Self>, object: Arc<Object>) {
         let local = self.clone();
         self.spawn(async move {
             loop {
-                match local.log_deletion(&Context::background(), object.clone()).await {
+                match local.delete_objects(&Context::background(), vec![object.clone()]).await {
                     Err(error) if error.kind() == Kind::NoSpace => local.core.sleep(DELETION_PAUSE).await,
                     Err(error) => {
                         tracing::warn!(object = %object.name(), %error, "what is superseded could not be deleted");
@@ -525,23 +472,33 @@ impl LocalStore {
         });
     }
 
-    /// Logs a deletion on this core, which is the object's home, and waits until it is durable.
-    pub(super) async fn log_deletion(&self, context: &Context, object: Arc<Object>) -> Result<()> {
+    /// Logs a deletion on this core, and waits until it is durable.
+    async fn log_deletion(&self, context: &Context, object: Arc<Object>) -> Result<()> {
+        let generation = object.generation();
+        tracing::debug!(object = %object.name(), generation, "a deletion is logged");
+        self.log_record(context, RecordKind::Delete, generation, || Note::Delete(object.clone())).await
+    }
+
+    /// Logs the deletion of a generation once more, which was logged in the segment with this number, and waits
+    /// until it is durable.
+    pub(super) async fn log_tombstone(&self, generation: u64, from: u64) -> Result<()> {
+        let note = || Note::Tombstone { generation, from };
+        self.log_record(&Context::background(), RecordKind::Delete, generation, note).await
+    }
+
+    async fn log_record(
+        &self,
+        context: &Context,
+        kind: RecordKind,
+        generation: u64,
+        note: impl Fn() -> Note,
+    ) -> Result<()> {
         loop {
             self.log.room(context, 0, true).await?;
-            let timestamp = microseconds(SystemTime::now());
-            let generation = object.generation();
-            let appended = self.log.append(
-                0,
-                true,
-                |_| Ok::<_, Error>(0),
-                |length| {
-                    let header = record(RecordKind::Delete, length, generation, 0, timestamp);
-                    (header, Note::Delete(object.clone()))
-                },
-            )?;
+            let timestamp = microseconds(self.core.wall_clock());
+            let describe = |length| (record(kind, length, generation, 0, timestamp), note());
+            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)?;
             if let Some(appended) = appended {
-                tracing::debug!(object = %object.name(), generation, "the deletion is in the log");
                 return self.log.acknowledged(context, appended.sequence).await;
             }
         }
@@ -555,7 +512,7 @@ impl LocalStore {
     ) -> T {
         let (watched, core) = (object.clone(), self.core.index());
         self.commits
-            .grown
+            .grown()
             .wait(object.generation(), move |registered| {
                 if registered {
                     watched.add_interest(core);
@@ -599,7 +556,7 @@ impl LocalStore {
 
     /// Puts the end of an object into the log. None: there is no room now.
     pub(super) fn append_end(&self, live: &Rc<Live>, state: State, length: u64) -> Result<Option<u64>> {
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.core.wall_clock());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();
         let appended = self.log.append(
@@ -608,7 +565,7 @@ impl LocalStore {
             |_| Ok::<_, Error>(0),
             |payload_length| {
                 let header = record(kind, payload_length, generation, length, timestamp);
-                (header, Note::End { live: live.clone(), state, at_microseconds: timestamp })
+                (header, Note::End { live: live.clone(), state, length, at_microseconds: timestamp })
             },
         )?;
         Ok(appended.map(|appended| appended.sequence))
@@ -617,7 +574,7 @@ impl LocalStore {
     /// The state of this core's metrics.
     pub fn snapshot(&self) -> Snapshot {
         let metrics = &self.metrics;
-        metrics.followers_waiting.set(self.commits.grown.len() as i64);
+        metrics.followers_waiting.set(self.commits.grown().len() as i64);
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         let segments = &metrics.segments;
         let active = i64::from(self.log.has_active_segment());
@@ -650,10 +607,13 @@ impl LocalStore {
         self.endings.cancel().await;
         let outcome = self.flush().await;
         self.log.close();
+        self.commits.cut(true);
         outcome
     }
 }
 
+/// How long writers wait before they look again whether the catalog has caught up.
+const CATALOG_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait before the deletion of a superseded object is tried again on a full disk.
 const DELETION_PAUSE: Duration = Duration::from_secs(1);
 /// How long interruptions may take to get into the log when the store comes to an end.
@@ -668,7 +628,7 @@ struct LeaveName<'a> {
 impl Drop for LeaveName<'_> {
     fn drop(&mut self) {
         if !self.local.names.has(self.name) {
-            self.local.shared.namespace.no_longer_await(self.name, self.local.core.index());
+            self.local.shared.namespace().no_longer_await(self.name, self.local.core.index());
         }
     }
 }

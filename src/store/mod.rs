@@ -1,12 +1,15 @@
 //! Objects, watermarks, registries, readers and writers.
 //!
 //! An [`Object`] is one generation of a name. Its writer appends on one core ([`Writer`]); what has become durable
-//! advances the watermark and wakes the readers ([`Reader`]) that wait, each core from its own registry. Names are
-//! one map for all cores ([`namespace`]); everything about bytes is without locks.
+//! advances the watermark and wakes the readers ([`Reader`]) that wait, each core from its own registry. Names with
+//! news are one map for all cores ([`namespace`]); what is no longer in an active segment is in the catalog, a
+//! database on threads of its own; everything about bytes is without locks.
 //!
 //! [`Engine`] starts and ends all of it: a data folder, a thread for each core, and what runs there.
 //! [`Store`] is the way in for other threads and runtimes.
 
+mod catalog;
+mod commits;
 mod engine;
 mod extents;
 mod folder;
@@ -18,17 +21,20 @@ pub mod namespace;
 mod object;
 mod progress;
 mod reader;
-mod rebuild;
+mod reclaim;
+mod recover;
 mod registry;
+mod shared;
 mod writer;
 
+pub use catalog::{Listed, Page};
 pub use engine::{Engine, Service};
 pub use handle::{Store, StoreReader, StoreWriter};
 pub use listing::ListingQuery;
-pub use local::{LocalStore, Shared};
+pub use local::LocalStore;
 pub use name::Name;
-pub use namespace::Listing;
 pub use object::{Metadata, Object, State};
 pub use reader::{More, Piece, Reader};
 pub use registry::Registry;
+pub use shared::Shared;
 pub use writer::Writer;

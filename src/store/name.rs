@@ -3,6 +3,8 @@
 //! A bucket is 1-63 of `a-z 0-9 . -`; a key is 1-1024 bytes of UTF-8 without control characters and without a
 //! `.` or `..` part (what stands between slashes). Buckets need no creation.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -93,13 +95,13 @@ fn invalid(rule: &str) -> Error {
 }
 
 impl Ord for Name {
-    fn cmp(&self, other: &Name) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Name) -> Ordering {
         self.bucket().cmp(other.bucket()).then_with(|| self.key().cmp(other.key()))
     }
 }
 
 impl PartialOrd for Name {
-    fn partial_cmp(&self, other: &Name) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Name) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
@@ -115,6 +117,51 @@ impl fmt::Debug for Name {
         fmt::Debug::fmt(&self.text, formatter)
     }
 }
+
+/// A place in the order of names, which need not be a name: a map is searched by places, so that a search neither
+/// allocates a name nor has to find a valid one.
+pub(super) trait Place {
+    /// The bucket and the bytes of the key, the order of [`Name`].
+    fn parts(&self) -> (&str, &[u8]);
+}
+
+impl Place for Name {
+    fn parts(&self) -> (&str, &[u8]) {
+        (self.bucket(), self.key().as_bytes())
+    }
+}
+
+impl Place for (&str, &[u8]) {
+    fn parts(&self) -> (&str, &[u8]) {
+        *self
+    }
+}
+
+impl<'p> Borrow<dyn Place + 'p> for Name {
+    fn borrow(&self) -> &(dyn Place + 'p) {
+        self
+    }
+}
+
+impl Ord for dyn Place + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.parts().cmp(&other.parts())
+    }
+}
+
+impl PartialOrd for dyn Place + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for dyn Place + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for dyn Place + '_ {}
 
 #[cfg(test)]
 mod tests {

@@ -3,18 +3,24 @@
 //! A name serves its newest generation that is live or sealed, and an interrupted one only where there is no
 //! other. When a generation is sealed, older ones are superseded; of interrupted ones only the newest is kept.
 //!
-//! One map for all cores, behind a lock that is held for a look-up or a change of one name (a page of a listing,
-//! at the most): taken when a request begins and when an object begins or ends, never for its bytes.
+//! Here are the names about which there is something that the catalog does not know yet: a generation that is being
+//! written, or whose records lie in an active segment, or whose deletion is under way. An entry that is *complete*
+//! holds all generations, also those of the catalog, and is the truth about its name; one that is not still waits
+//! for what the catalog has. For a name without an entry the catalog is the truth.
+//!
+//! One map for all cores, behind a lock that is held for a look-up or a change of one name: taken when a request
+//! begins and when an object begins or ends, never for its bytes.
 
+use std::collections::btree_map::Range;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::listing::{self, ListingQuery};
-use super::name::Name;
+use super::name::{Name, Place};
 use super::object::{Object, State};
 use crate::error::{Error, Kind, Result};
 
-/// The names of a store.
+/// The names with news.
 #[derive(Default)]
 pub struct Namespace {
     inner: Mutex<Inner>,
@@ -22,22 +28,128 @@ pub struct Namespace {
 
 #[derive(Default)]
 struct Inner {
-    /// Generations in ascending order; never empty.
-    names: BTreeMap<Name, Vec<Arc<Object>>>,
+    entries: BTreeMap<Name, Entry>,
     /// A bit for each core with requests that wait for a name.
     awaited: HashMap<Name, u64>,
-    /// What was superseded under a name, as long as a crash could bring it back.
-    superseded: HashMap<Name, Vec<Arc<Object>>>,
+    /// Listings that are being made: until they are done, no entry leaves.
+    listings: usize,
+    /// Entries that might leave after that.
+    leaving: Vec<Name>,
 }
 
-/// A page of a bucket.
-pub struct Listing {
-    /// The objects that the names serve, in name order.
-    pub objects: Vec<Arc<Object>>,
-    /// Folded prefixes, in order.
-    pub prefixes: Vec<String>,
-    /// What to pass as `after` for the following page.
-    pub next: Option<String>,
+#[derive(Default)]
+struct Entry {
+    /// Generations in ascending order.
+    generations: Vec<Arc<Object>>,
+    /// Deleted, which the catalog does not know yet.
+    deleted: Vec<Arc<Object>>,
+    /// Nothing of this name is only in the catalog.
+    is_complete: bool,
+    /// Who needs the entry to stay.
+    pins: usize,
+}
+
+/// What a look at the names finds.
+pub enum Look {
+    /// The generation that the name serves.
+    Found(Arc<Object>),
+    /// The name serves nothing.
+    Nothing,
+    /// Only the catalog can tell.
+    Ask,
+}
+
+/// What a name serves, as a listing sees it.
+pub enum Visible {
+    /// This generation.
+    Object(Arc<Object>),
+    /// Nothing.
+    Nothing,
+    /// The newest of what is here, which is interrupted, and of what the catalog has, but for these generations.
+    Ask(Option<Arc<Object>>, Vec<u64>),
+}
+
+/// Keeps the entry of a name.
+pub struct Pin<'a> {
+    namespace: &'a Namespace,
+    name: &'a Name,
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.namespace.lock();
+        if let Some(entry) = inner.entries.get_mut(self.name) {
+            entry.pins -= 1;
+        }
+        inner.leave_if_possible(self.name);
+    }
+}
+
+/// Keeps all entries.
+pub struct Listing<'a> {
+    namespace: &'a Namespace,
+}
+
+impl Drop for Listing<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.namespace.lock();
+        inner.listings -= 1;
+        if inner.listings == 0 {
+            for name in std::mem::take(&mut inner.leaving) {
+                inner.leave_if_possible(&name);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// The entries from a place on.
+    fn from<'p>(&self, place: Bound<&(dyn Place + 'p)>) -> Range<'_, Name, Entry> {
+        self.entries.range::<dyn Place + 'p, _>((place, Bound::Unbounded))
+    }
+
+    fn leave_if_possible(&mut self, name: &Name) {
+        let Some(entry) = self.entries.get(name) else { return };
+        let is_known = entry.pins == 0
+            && entry.is_complete
+            && entry.deleted.is_empty()
+            && entry.generations.iter().all(|object| object.is_stored());
+        if is_known && self.listings == 0 {
+            self.entries.remove(name);
+        } else if is_known {
+            self.leaving.push(name.clone());
+        }
+    }
+}
+
+impl Entry {
+    fn look(&self) -> Look {
+        let newest = self.generations.iter().rev().find(|object| object.state() != State::Interrupted);
+        match newest.or(self.generations.last().filter(|_| self.is_complete)) {
+            Some(object) => Look::Found(object.clone()),
+            None if self.is_complete => Look::Nothing,
+            None => Look::Ask,
+        }
+    }
+
+    fn has(&self, generation: u64) -> bool {
+        self.generations.iter().chain(&self.deleted).any(|object| object.generation() == generation)
+    }
+
+    fn add(&mut self, object: Arc<Object>) {
+        let place = self.generations.partition_point(|other| other.generation() < object.generation());
+        self.generations.insert(place, object);
+    }
+
+    fn complete(&mut self, stored: &[Arc<Object>]) {
+        if !std::mem::replace(&mut self.is_complete, true) {
+            for object in stored.iter().filter(|object| !object.is_deleted()) {
+                if !self.has(object.generation()) {
+                    self.add(object.clone());
+                }
+            }
+        }
+    }
 }
 
 impl Namespace {
@@ -47,32 +159,34 @@ impl Namespace {
 
     /// Adds a generation that begins. Answers the cores (a bit each) with requests that wait for its name.
     ///
+    /// With `only_if_absent` the entry must be complete where nothing that it has decides.
+    ///
     /// # Errors
     /// [`Kind::Exists`] with `only_if_absent`, where the name already serves something live or sealed.
     pub fn begin(&self, object: &Arc<Object>, only_if_absent: bool) -> Result<u64> {
         let mut inner = self.lock();
-        let generations = inner.names.entry(object.name().clone()).or_default();
-        if only_if_absent && generations.iter().any(|other| other.state() != State::Interrupted) {
+        let entry = inner.entries.entry(object.name().clone()).or_default();
+        if only_if_absent && entry.generations.iter().any(|other| other.state() != State::Interrupted) {
             return Err(Error::new(Kind::Exists, "the object exists already"));
         }
-        let place = generations.partition_point(|other| other.generation() < object.generation());
-        generations.insert(place, object.clone());
+        assert!(entry.is_complete || !only_if_absent, "what the catalog has is known where it matters");
+        entry.add(object.clone());
         Ok(inner.awaited.remove(object.name()).unwrap_or(0))
     }
 
-    /// The generation that the name serves.
-    pub fn find(&self, name: &Name) -> Option<Arc<Object>> {
-        self.lock().names.get(name).and_then(|generations| served(generations)).cloned()
+    /// The generation that the name serves, as far as it is known here.
+    pub fn find(&self, name: &Name) -> Look {
+        self.lock().entries.get(name).map_or(Look::Ask, Entry::look)
     }
 
-    /// As [`Namespace::find`]; where there is none, `begin` will tell that this core waits.
-    pub fn find_or_await(&self, name: &Name, core: usize) -> Option<Arc<Object>> {
+    /// As [`Namespace::find`]; unless something is found, `begin` will tell that this core waits.
+    pub fn find_or_await(&self, name: &Name, core: usize) -> Look {
         let mut inner = self.lock();
-        let found = inner.names.get(name).and_then(|generations| served(generations)).cloned();
-        if found.is_none() {
+        let look = inner.entries.get(name).map_or(Look::Ask, Entry::look);
+        if !matches!(look, Look::Found(_)) {
             *inner.awaited.entry(name.clone()).or_default() |= 1 << core;
         }
-        found
+        look
     }
 
     /// Forgets that this core waits for a name.
@@ -86,86 +200,162 @@ impl Namespace {
         }
     }
 
-    /// Takes out what is superseded, after a generation of this name has ended. Its deletion is to be logged.
+    /// Makes sure that the name has an entry, and keeps it until the answer is dropped.
+    pub fn pin<'a>(&'a self, name: &'a Name) -> Pin<'a> {
+        self.lock().entries.entry(name.clone()).or_default().pins += 1;
+        Pin { namespace: self, name }
+    }
+
+    /// Whether the name has an entry, and that has all generations.
+    pub fn is_complete(&self, name: &Name) -> bool {
+        self.lock().entries.get(name).is_some_and(|entry| entry.is_complete)
+    }
+
+    /// Adds to an entry what the catalog has of its name, and answers what the name serves then. Without an entry
+    /// the catalog alone decides.
+    pub fn complete(&self, name: &Name, stored: &[Arc<Object>]) -> Option<Arc<Object>> {
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(name) else {
+            return served(stored).cloned();
+        };
+        entry.complete(stored);
+        let look = entry.look();
+        inner.leave_if_possible(name);
+        match look {
+            Look::Found(object) => Some(object),
+            Look::Nothing | Look::Ask => None,
+        }
+    }
+
+    /// Takes out what is superseded, after a generation of this name has ended. Its deletion is to be logged. An
+    /// entry that is not complete is settled later.
     pub fn settle(&self, name: &Name) -> Vec<Arc<Object>> {
         let mut inner = self.lock();
-        let Some(generations) = inner.names.get_mut(name) else { return Vec::new() };
-        let newest = |state| generations.iter().rev().find(|object| object.state() == state);
+        let Some(entry) = inner.entries.get_mut(name).filter(|entry| entry.is_complete) else {
+            return Vec::new();
+        };
+        let newest = |state| entry.generations.iter().rev().find(|object| object.state() == state);
         let sealed = newest(State::Sealed).map_or(0, |object| object.generation());
         let interrupted = newest(State::Interrupted).map_or(0, |object| object.generation());
-        let (superseded, kept) = std::mem::take(generations).into_iter().partition(|object| {
-            let generation = object.generation();
-            match object.state() {
-                State::Live => false,
-                State::Sealed => generation < sealed,
-                State::Interrupted => generation < sealed || generation < interrupted,
-            }
-        });
-        *generations = kept;
-        if !superseded.is_empty() {
-            inner.superseded.entry(name.clone()).or_default().extend(superseded.iter().cloned());
-        }
+        let (superseded, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut entry.generations).into_iter().partition(|object| {
+                let generation = object.generation();
+                match object.state() {
+                    State::Live => false,
+                    State::Sealed => generation < sealed,
+                    State::Interrupted => generation < sealed || generation < interrupted,
+                }
+            });
+        entry.generations = kept;
+        superseded.iter().for_each(|object| object.set_deleted());
+        entry.deleted.extend(superseded.iter().cloned());
         superseded
     }
 
-    /// Takes all generations of a name out. Answers them, and with them what they have superseded and what is not
-    /// durably deleted yet: the name is gone for good only when all of these are.
+    /// Takes all generations of a name out, of a complete entry. Answers them, and with them what was deleted before
+    /// and is not durably so: the name is gone for good only when all of these are.
     pub fn remove(&self, name: &Name) -> Vec<Arc<Object>> {
         let mut inner = self.lock();
-        let Some(mut generations) = inner.names.remove(name) else { return Vec::new() };
-        generations.extend(inner.superseded.get(name).into_iter().flatten().cloned());
-        generations
+        let Some(entry) = inner.entries.get_mut(name) else { return Vec::new() };
+        let removed = std::mem::take(&mut entry.generations);
+        removed.iter().for_each(|object| object.set_deleted());
+        entry.deleted.extend(removed);
+        entry.deleted.iter().filter(|object| !object.is_durably_deleted()).cloned().collect()
     }
 
-    /// Says that no crash can bring a generation back.
-    pub fn deletion_is_durable(&self, object: &Object) {
+    /// Takes one generation out if it is there and its state is what it was: sealed. Its deletion is to be logged.
+    pub fn remove_sealed(&self, name: &Name, generation: u64) -> Option<Arc<Object>> {
         let mut inner = self.lock();
-        if let Some(superseded) = inner.superseded.get_mut(object.name()) {
-            superseded.retain(|other| other.generation() != object.generation());
-            if superseded.is_empty() {
-                inner.superseded.remove(object.name());
-            }
-        }
+        let entry = inner.entries.get_mut(name)?;
+        let place = entry
+            .generations
+            .iter()
+            .position(|object| object.generation() == generation && object.state() == State::Sealed)?;
+        let object = entry.generations.remove(place);
+        object.set_deleted();
+        entry.deleted.push(object.clone());
+        Some(object)
     }
 
-    /// Takes one generation out.
+    /// The catalog knows that this generation is deleted.
+    pub fn deletion_is_stored(&self, object: &Object) {
+        let mut inner = self.lock();
+        if let Some(entry) = inner.entries.get_mut(object.name()) {
+            entry.deleted.retain(|other| other.generation() != object.generation());
+        }
+        inner.leave_if_possible(object.name());
+    }
+
+    /// The catalog knows all of this generation.
+    pub fn is_stored(&self, object: &Object) {
+        self.lock().leave_if_possible(object.name());
+    }
+
+    /// Takes one generation out of which nothing is logged.
     pub fn forget(&self, object: &Object) {
         let mut inner = self.lock();
-        if let Some(generations) = inner.names.get_mut(object.name()) {
-            generations.retain(|other| other.generation() != object.generation());
-            if generations.is_empty() {
-                inner.names.remove(object.name());
-            }
+        if let Some(entry) = inner.entries.get_mut(object.name()) {
+            entry.generations.retain(|other| other.generation() != object.generation());
         }
+        inner.leave_if_possible(object.name());
     }
 
-    /// The page of a bucket that is asked for.
-    pub fn list(&self, bucket: &str, query: &ListingQuery) -> Listing {
+    /// Keeps all entries until the answer is dropped: what leaves here and what a look at the catalog sees then
+    /// fit together.
+    pub fn list(&self) -> Listing<'_> {
+        self.lock().listings += 1;
+        Listing { namespace: self }
+    }
+
+    /// The first name of a bucket from a place on, and what it serves.
+    pub fn next_key(&self, bucket: &str, from: &Bound<Vec<u8>>) -> Option<(String, Visible)> {
         let inner = self.lock();
-        let page = listing::page(&inner.names, bucket, query, |_| true);
-        let objects =
-            page.entries.iter().filter_map(|(_, generations)| served(generations).cloned()).collect();
-        Listing { objects, prefixes: page.prefixes, next: page.next }
+        let place = from.as_ref().map(|key| (bucket, key.as_slice()));
+        let (name, entry) = inner.from(place.as_ref().map(|place| place as &dyn Place)).next()?;
+        if name.bucket() != bucket {
+            return None;
+        }
+        let visible = match entry.look() {
+            Look::Found(object) => Visible::Object(object),
+            Look::Nothing => Visible::Nothing,
+            Look::Ask => {
+                let known = entry.generations.iter().chain(&entry.deleted);
+                let known = known.map(|object| object.generation()).collect();
+                Visible::Ask(entry.generations.last().cloned(), known)
+            }
+        };
+        Some((name.key().to_owned(), visible))
     }
 
-    /// All buckets that hold something, in order.
-    pub fn buckets(&self) -> Vec<String> {
+    /// The first bucket from a text on with an entry.
+    pub fn next_bucket(&self, from: &str) -> Option<String> {
         let inner = self.lock();
-        listing::buckets(&inner.names, |_| true).into_iter().map(str::to_owned).collect()
+        let mut entries = inner.from(Bound::Included(&(from, &b""[..])));
+        entries.next().map(|(name, _)| name.bucket().to_owned())
     }
 
-    /// All names.
-    pub(super) fn names(&self) -> Vec<Name> {
-        self.lock().names.keys().cloned().collect()
+    /// Sealed objects of a bucket that are only here so far.
+    pub fn sealed(&self, bucket: &str) -> Vec<Arc<Object>> {
+        let inner = self.lock();
+        inner
+            .from(Bound::Included(&(bucket, &b""[..])))
+            .take_while(|(name, _)| name.bucket() == bucket)
+            .flat_map(|(_, entry)| &entry.generations)
+            .filter(|object| object.state() == State::Sealed && !object.is_stored())
+            .cloned()
+            .collect()
+    }
+
+    /// How many names have an entry.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
     }
 }
 
+/// The generation that is served of these, which are in ascending order.
 fn served(generations: &[Arc<Object>]) -> Option<&Arc<Object>> {
-    generations
-        .iter()
-        .rev()
-        .find(|object| object.state() != State::Interrupted)
-        .or_else(|| generations.last())
+    let known = || generations.iter().rev().filter(|object| !object.is_deleted());
+    known().find(|object| object.state() != State::Interrupted).or_else(|| known().next())
 }
 
 #[cfg(test)]
@@ -175,25 +365,46 @@ mod tests {
 
     fn object(generation: u64, state: State) -> Arc<Object> {
         let name = Name::parse("b/k").unwrap();
-        let object = Object::new(name, generation, Metadata::default(), 0, 0);
+        let object = Object::new(name, generation, Metadata::default(), 0);
         if state != State::Live {
             object.end(state, 0);
         }
         object
     }
 
-    fn namespace(states: &[State]) -> Namespace {
+    fn name() -> Name {
+        Name::parse("b/k").unwrap()
+    }
+
+    /// An entry with generations from 1 on, of which the first so many are known from the catalog.
+    fn namespace(stored: usize, states: &[State]) -> Namespace {
         let namespace = Namespace::default();
-        for (index, &state) in states.iter().enumerate() {
-            namespace.begin(&object(index as u64 + 1, state), false).unwrap();
+        let objects: Vec<_> =
+            states.iter().enumerate().map(|(index, &state)| object(index as u64 + 1, state)).collect();
+        for object in &objects[stored..] {
+            namespace.begin(object, false).unwrap();
         }
+        let name = name();
+        std::mem::forget(namespace.pin(&name));
+        namespace.complete(&name, &objects[..stored]);
         namespace
+    }
+
+    fn found(look: Look) -> Option<u64> {
+        match look {
+            Look::Found(object) => Some(object.generation()),
+            Look::Nothing => None,
+            Look::Ask => Some(0),
+        }
+    }
+
+    fn generations(objects: &[Arc<Object>]) -> Vec<u64> {
+        objects.iter().map(|object| object.generation()).collect()
     }
 
     #[test]
     fn a_name_serves_its_newest_live_or_sealed_generation() {
         use State::{Interrupted, Live, Sealed};
-        let name = Name::parse("b/k").unwrap();
         for (states, expected) in [
             (&[Sealed][..], 1),
             (&[Sealed, Live], 2),
@@ -202,15 +413,62 @@ mod tests {
             (&[Live, Interrupted], 1),
             (&[Sealed, Live, Interrupted], 2),
         ] {
-            let found = namespace(states).find(&name).unwrap();
-            assert_eq!(found.generation(), expected, "{states:?}");
+            for stored in 0..=states.len() {
+                let namespace = namespace(stored, states);
+                assert_eq!(found(namespace.find(&name())), Some(expected), "{states:?} {stored}");
+            }
         }
+    }
+
+    #[test]
+    fn what_is_only_in_the_catalog_is_asked_for_where_it_decides() {
+        let namespace = Namespace::default();
+        assert_eq!(found(namespace.find(&name())), Some(0), "no entry");
+        namespace.begin(&object(5, State::Interrupted), false).unwrap();
+        assert_eq!(found(namespace.find(&name())), Some(0), "there may be a sealed one");
+        let served = namespace.complete(&name(), &[object(3, State::Sealed), object(4, State::Interrupted)]);
+        assert_eq!(served.unwrap().generation(), 3);
+        assert_eq!(generations(&namespace.settle(&name())), [4]);
+    }
+
+    #[test]
+    fn an_entry_stays_until_the_catalog_knows_all_of_it() {
+        let namespace = Namespace::default();
+        let object = object(1, State::Sealed);
+        namespace.begin(&object, false).unwrap();
+        object.set_stored(true);
+        namespace.is_stored(&object);
+        assert_eq!(namespace.len(), 1, "what the catalog has is not known yet");
+        let pin = name();
+        let pin = namespace.pin(&pin);
+        namespace.complete(&name(), &[]);
+        assert_eq!(namespace.len(), 1, "it is pinned");
+        let listing = namespace.list();
+        drop(pin);
+        assert_eq!(namespace.len(), 1, "a listing is being made");
+        drop(listing);
+        assert_eq!(namespace.len(), 0);
+    }
+
+    #[test]
+    fn an_entry_stays_until_the_catalog_knows_of_a_deletion() {
+        let namespace = namespace(1, &[State::Sealed]);
+        let removed = namespace.remove(&name());
+        assert_eq!(generations(&removed), [1]);
+        assert!(removed[0].is_deleted());
+        assert_eq!(generations(&namespace.remove(&name())), [1], "it is not durably gone");
+        assert_eq!(found(namespace.find(&name())), None);
+        namespace.lock().entries.get_mut(&name()).unwrap().pins = 0;
+        removed[0].set_durably_deleted();
+        assert!(namespace.remove(&name()).is_empty(), "the name is gone");
+        assert_eq!(namespace.len(), 1);
+        namespace.deletion_is_stored(&removed[0]);
+        assert_eq!(namespace.len(), 0);
     }
 
     #[test]
     fn a_sealed_generation_supersedes_older_ones_that_have_ended() {
         use State::{Interrupted, Live, Sealed};
-        let name = Name::parse("b/k").unwrap();
         for (states, expected) in [
             (&[Sealed, Sealed][..], &[1][..]),
             (&[Sealed, Live], &[]),
@@ -218,31 +476,28 @@ mod tests {
             (&[Sealed, Interrupted], &[]),
             (&[Live, Interrupted, Sealed, Interrupted, Interrupted], &[2, 4]),
         ] {
-            let superseded = namespace(states).settle(&name);
-            let generations: Vec<u64> = superseded.iter().map(|object| object.generation()).collect();
-            assert_eq!(generations, expected, "{states:?}");
+            for stored in 0..=states.len() {
+                let superseded = namespace(stored, states).settle(&name());
+                assert_eq!(generations(&superseded), expected, "{states:?}");
+                assert!(superseded.iter().all(|object| object.is_deleted()));
+            }
         }
     }
 
     #[test]
     fn a_name_is_removed_with_what_it_has_superseded_until_that_is_durably_deleted() {
-        let generations = |objects: Vec<Arc<Object>>| -> Vec<u64> {
-            objects.iter().map(|object| object.generation()).collect()
-        };
-        let name = Name::parse("b/k").unwrap();
-        let namespace = namespace(&[State::Sealed, State::Sealed]);
-        let superseded = namespace.settle(&name);
-        assert_eq!(generations(namespace.remove(&name)), [2, 1]);
-        assert!(namespace.remove(&name).is_empty(), "the name is gone");
+        let namespace = namespace(0, &[State::Sealed, State::Sealed]);
+        let superseded = namespace.settle(&name());
+        assert_eq!(generations(&namespace.remove(&name())), [1, 2]);
         namespace.begin(&object(3, State::Live), false).unwrap();
-        namespace.deletion_is_durable(&superseded[0]);
-        assert_eq!(generations(namespace.remove(&name)), [3]);
+        superseded[0].set_durably_deleted();
+        assert_eq!(generations(&namespace.remove(&name())), [2, 3]);
     }
 
     #[test]
     fn only_if_absent_refuses_what_is_live_or_sealed() {
         for (state, refused) in [(State::Live, true), (State::Sealed, true), (State::Interrupted, false)] {
-            let outcome = namespace(&[state]).begin(&object(9, State::Live), true);
+            let outcome = namespace(0, &[state]).begin(&object(9, State::Live), true);
             assert_eq!(outcome.is_err(), refused, "{state:?}");
         }
     }
@@ -250,9 +505,8 @@ mod tests {
     #[test]
     fn who_waits_for_a_name_is_told_once() {
         let namespace = Namespace::default();
-        let name = Name::parse("b/k").unwrap();
-        assert!(namespace.find_or_await(&name, 0).is_none());
-        assert!(namespace.find_or_await(&name, 3).is_none());
+        assert!(!matches!(namespace.find_or_await(&name(), 0), Look::Found(_)));
+        assert!(!matches!(namespace.find_or_await(&name(), 3), Look::Found(_)));
         assert_eq!(namespace.begin(&object(1, State::Live), false).unwrap(), 0b1001);
         assert_eq!(namespace.begin(&object(2, State::Live), false).unwrap(), 0);
     }
@@ -260,12 +514,25 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_name_for_ever() {
         let namespace = Namespace::default();
-        let name = Name::parse("b/k").unwrap();
-        assert!(namespace.find_or_await(&name, 0).is_none());
-        assert!(namespace.find_or_await(&name, 1).is_none());
-        namespace.no_longer_await(&name, 0);
-        assert_eq!(namespace.lock().awaited.get(&name), Some(&0b10));
-        namespace.no_longer_await(&name, 1);
+        assert!(!matches!(namespace.find_or_await(&name(), 0), Look::Found(_)));
+        assert!(!matches!(namespace.find_or_await(&name(), 1), Look::Found(_)));
+        namespace.no_longer_await(&name(), 0);
+        assert_eq!(namespace.lock().awaited.get(&name()), Some(&0b10));
+        namespace.no_longer_await(&name(), 1);
         assert!(namespace.lock().awaited.is_empty());
+    }
+
+    #[test]
+    fn keys_come_in_order_from_any_place_on() {
+        let namespace = Namespace::default();
+        for text in ["a/x", "b/k/1", "b/k/2", "c/x"] {
+            let object = Object::new(Name::parse(text).unwrap(), 1, Metadata::default(), 0);
+            namespace.begin(&object, false).unwrap();
+        }
+        let next = |from| namespace.next_key("b", &from).map(|(key, _)| key);
+        assert_eq!(next(Bound::Included(b"".to_vec())).as_deref(), Some("k/1"));
+        assert_eq!(next(Bound::Excluded(b"k/1".to_vec())).as_deref(), Some("k/2"));
+        assert_eq!(next(Bound::Included(b"k/\xff".to_vec())), None);
+        assert_eq!(namespace.next_bucket("a\0").as_deref(), Some("b"));
     }
 }

@@ -1,15 +1,16 @@
 //! One generation of an object, as all cores see it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::catalog::Write;
 use super::extents::Extents;
 use super::name::Name;
 use super::progress::Progress;
-use crate::log::Segment;
+use crate::runtime::Sender;
 
 /// What is kept with an object besides its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,38 +58,64 @@ pub struct Object {
     name: Name,
     generation: u64,
     metadata: Metadata,
-    /// The core whose log has the records, or is the one for what is logged about it now.
-    home: AtomicUsize,
     progress: Progress,
     deleted: AtomicBool,
+    durably_deleted: AtomicBool,
+    /// The catalog has all of it.
+    stored: AtomicBool,
     modified_microseconds: AtomicU64,
     /// When the oldest bytes that no follower was sent yet were appended, in nanoseconds; 0 when there are none.
     fresh_since: AtomicU64,
+    /// A bit for each core that keeps it in its cache.
+    cached: AtomicU64,
     extents: Extents,
-    /// Segments with records of this object that are not its bytes.
-    anchors: Mutex<Vec<Arc<Segment>>>,
+    /// Who is told when nobody holds the object any more: its bytes can be let go of then.
+    on_last_drop: OnceLock<Sender<Write>>,
 }
 
 impl Object {
     /// A new generation, live and empty.
-    pub fn new(
+    pub fn new(name: Name, generation: u64, metadata: Metadata, created_microseconds: u64) -> Arc<Object> {
+        let extents = Extents::beginning_at(0);
+        Arc::new(Object {
+            name,
+            generation,
+            metadata,
+            progress: Progress::new(State::Live as u8, 0),
+            deleted: AtomicBool::new(false),
+            durably_deleted: AtomicBool::new(false),
+            stored: AtomicBool::new(false),
+            modified_microseconds: AtomicU64::new(created_microseconds),
+            fresh_since: AtomicU64::new(0),
+            cached: AtomicU64::new(0),
+            extents,
+            on_last_drop: OnceLock::new(),
+        })
+    }
+
+    /// A generation that the catalog has all of. Its extents lie there, unless some are given: then all are.
+    pub(super) fn stored(
         name: Name,
         generation: u64,
         metadata: Metadata,
-        home: usize,
-        created_microseconds: u64,
+        state: State,
+        length: u64,
+        modified_microseconds: u64,
+        extents: Extents,
     ) -> Arc<Object> {
         Arc::new(Object {
             name,
             generation,
             metadata,
-            home: AtomicUsize::new(home),
-            progress: Progress::new(State::Live as u8),
+            progress: Progress::new(state as u8, length),
             deleted: AtomicBool::new(false),
-            modified_microseconds: AtomicU64::new(created_microseconds),
+            durably_deleted: AtomicBool::new(false),
+            stored: AtomicBool::new(true),
+            modified_microseconds: AtomicU64::new(modified_microseconds),
             fresh_since: AtomicU64::new(0),
-            extents: Extents::default(),
-            anchors: Mutex::default(),
+            cached: AtomicU64::new(0),
+            extents,
+            on_last_drop: OnceLock::new(),
         })
     }
 
@@ -132,11 +159,15 @@ impl Object {
         UNIX_EPOCH + Duration::from_micros(self.modified_microseconds.load(Ordering::Relaxed))
     }
 
+    pub(super) fn modified_microseconds(&self) -> u64 {
+        self.modified_microseconds.load(Ordering::Relaxed)
+    }
+
     /// The strong validator (RFC 9110, section 8.8.3): a generation never comes twice, and a byte of it never
     /// changes. It stays the same from the first byte through the seal, so that who follows can go on where a
     /// connection broke.
     pub fn etag(&self) -> String {
-        format!("\"{:x}\"", self.generation)
+        etag(self.generation)
     }
 
     /// Where its bytes lie; those up to the watermark count.
@@ -144,8 +175,37 @@ impl Object {
         &self.extents
     }
 
-    pub(super) fn home(&self) -> usize {
-        self.home.load(Ordering::Relaxed)
+    /// Whether no crash can bring it back.
+    pub(super) fn is_durably_deleted(&self) -> bool {
+        self.durably_deleted.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_durably_deleted(&self) {
+        self.durably_deleted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the catalog has all of it.
+    pub(super) fn is_stored(&self) -> bool {
+        self.stored.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_stored(&self, stored: bool) {
+        self.stored.store(stored, Ordering::SeqCst);
+    }
+
+    /// Says that a core keeps it in its cache.
+    pub(super) fn add_cached(&self, core: usize) {
+        self.cached.fetch_or(1 << core, Ordering::SeqCst);
+    }
+
+    /// The cores that keep it in their caches.
+    pub(super) fn cached(&self) -> u64 {
+        self.cached.load(Ordering::SeqCst)
+    }
+
+    /// Says who is told when nobody holds the object any more.
+    pub(super) fn set_on_last_drop(&self, told: Sender<Write>) {
+        let _ = self.on_last_drop.set(told);
     }
 
     pub(super) fn set_deleted(&self) {
@@ -160,20 +220,6 @@ impl Object {
     pub(super) fn end(&self, state: State, at_microseconds: u64) {
         self.modified_microseconds.store(at_microseconds, Ordering::Relaxed);
         self.progress.end(state as u8);
-    }
-
-    pub(super) fn anchor(&self, segment: &Arc<Segment>) {
-        let mut anchors = self.anchors.lock().unwrap_or_else(PoisonError::into_inner);
-        if !anchors.iter().any(|anchor| Arc::ptr_eq(anchor, segment)) {
-            anchors.push(segment.clone());
-        }
-    }
-
-    /// Every segment with records of this object, some more than once.
-    pub(super) fn segments(&self) -> Vec<Arc<Segment>> {
-        let mut segments = self.extents.segments();
-        segments.extend(self.anchors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-        segments
     }
 
     /// Notes when new bytes were appended (since the start of the store) that somebody waits for, for the latency
@@ -206,10 +252,22 @@ impl Object {
     }
 }
 
+impl Drop for Object {
+    fn drop(&mut self) {
+        if let Some(told) = self.on_last_drop.get() {
+            told.send(Write::Purge(self.generation));
+        }
+    }
+}
+
 impl std::fmt::Debug for Object {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{}@{} ({})", self.name, self.generation, self.state().as_str())
     }
+}
+
+pub(super) fn etag(generation: u64) -> String {
+    format!("\"{generation:x}\"")
 }
 
 /// Microseconds since 1970.

@@ -15,9 +15,13 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Nothing is committed, and nobody waits.
-    pub(super) fn new(state: u8) -> Progress {
-        Progress { committed: AtomicU64::new(0), state: AtomicU8::new(state), interest: AtomicU64::new(0) }
+    /// So much is committed, and nobody waits.
+    pub(super) fn new(state: u8, committed: u64) -> Progress {
+        Progress {
+            committed: AtomicU64::new(committed),
+            state: AtomicU8::new(state),
+            interest: AtomicU64::new(0),
+        }
     }
 
     /// The watermark. It only grows.

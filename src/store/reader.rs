@@ -3,10 +3,11 @@
 //! A reader that lags is nowhere registered: it walks the extents at its own pace, and costs nobody anything. Only
 //! when it has everything up to the watermark it waits in the registry of its core.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::extents::Cursor;
+use super::extents::{Cursor, Extent};
 use super::local::LocalStore;
 use super::object::{Object, State};
 use crate::context::Context;
@@ -18,8 +19,11 @@ use crate::ring::Region;
 pub struct Reader {
     local: Rc<LocalStore>,
     object: Arc<Object>,
-    cursor: Cursor,
     offset: u64,
+    /// A place in the object's list, once it has come to what is there.
+    cursor: Option<Cursor>,
+    /// Extents from the catalog, for what comes before that.
+    window: VecDeque<Extent>,
 }
 
 /// Where some of an object's bytes are.
@@ -47,8 +51,7 @@ pub enum More {
 
 impl Reader {
     pub(super) fn new(local: Rc<LocalStore>, object: Arc<Object>, offset: u64) -> Reader {
-        let cursor = object.extents().cursor(offset);
-        Reader { local, object, cursor, offset }
+        Reader { local, object, offset, cursor: None, window: VecDeque::new() }
     }
 
     /// The object.
@@ -71,31 +74,58 @@ impl Reader {
         self.object.committed().saturating_sub(self.offset)
     }
 
-    /// Where the next bytes are: pieces in order, up to `length_max` bytes and `pieces_max` pieces, not beyond the
-    /// watermark. Answers their length; the reader stays where it is.
+    /// Makes sure that it is known where the next bytes are, if any are there to read: the catalog may have to be
+    /// asked. Dropping the future changes nothing.
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`crate::Kind::Damaged`] where it has lost them; [`crate::Kind::Closed`].
+    pub async fn locate(&mut self) -> Result<()> {
+        if self.available() == 0 {
+            return Ok(());
+        }
+        self.skip_what_is_behind();
+        if self.cursor.as_mut().is_some_and(|cursor| cursor.get().is_some()) || !self.window.is_empty() {
+            return Ok(());
+        }
+        self.cursor = self.object.extents().cursor(self.offset);
+        if self.cursor.as_mut().is_none_or(|cursor| cursor.get().is_none()) {
+            self.cursor = None;
+            self.window = self.local.stored_extents(&self.object, self.offset).await?.into();
+        }
+        Ok(())
+    }
+
+    /// Where the next bytes are, as far as it is known: pieces in order, up to `length_max` bytes and `pieces_max`
+    /// pieces, not beyond the watermark. Answers their length, which after [`Reader::locate`] is not 0 where something
+    /// is there to read; the reader stays where it is.
     pub fn gather(&mut self, length_max: u64, pieces_max: usize, pieces: &mut Vec<Piece>) -> usize {
         let end = self.object.committed().min(self.offset.saturating_add(length_max));
         self.skip_what_is_behind();
-        let mut cursor = self.cursor.clone();
         let mut offset = self.offset;
-        while offset < end && pieces.len() < pieces_max {
-            let Some(extent) = cursor.get() else {
-                unreachable!("the watermark is beyond the extents");
-            };
+        let mut take = |extent: &Extent| {
+            if offset >= end || pieces.len() >= pieces_max {
+                return false;
+            }
             let skipped = offset - extent.offset;
             let length = (extent.end().min(end) - offset) as usize;
             let hot = extent.hot.upgrade().map(|region| {
                 let start = skipped as usize;
                 region.slice(start..start + length)
             });
-            pieces.push(Piece {
-                hot,
-                segment: extent.segment.clone(),
-                position: extent.position + skipped,
-                length,
-            });
+            let (segment, position) = (extent.segment.clone(), extent.position + skipped);
+            pieces.push(Piece { hot, segment, position, length });
             offset += length as u64;
-            cursor.advance();
+            true
+        };
+        match self.cursor.clone() {
+            Some(mut cursor) => {
+                while cursor.get().is_some_and(&mut take) {
+                    cursor.advance();
+                }
+            }
+            None => {
+                self.window.iter().take_while(|extent| take(extent)).for_each(drop);
+            }
         }
         (offset - self.offset) as usize
     }
@@ -107,11 +137,15 @@ impl Reader {
         self.skip_what_is_behind();
     }
 
-    /// Moves the cursor to the extent that holds the offset, or to where it will be: a reader may begin beyond the
-    /// watermark, and then extents come that end before its offset.
+    /// Lets go of extents that end before the offset: a reader may begin beyond the watermark.
     fn skip_what_is_behind(&mut self) {
-        while self.cursor.get().is_some_and(|extent| extent.end() <= self.offset) {
-            self.cursor.advance();
+        while self.window.front().is_some_and(|extent| extent.end() <= self.offset) {
+            self.window.pop_front();
+        }
+        if let Some(cursor) = &mut self.cursor {
+            while cursor.get().is_some_and(|extent| extent.end() <= self.offset) {
+                cursor.advance();
+            }
         }
     }
 
@@ -142,7 +176,8 @@ impl Reader {
     /// Notes that bytes that have just become durable are on their way to this follower.
     pub fn note_first_send(&self) {
         if let Some(appended) = self.object.take_fresh() {
-            let elapsed = self.local.shared().elapsed().saturating_sub(appended);
+            let elapsed =
+                self.local.shared().since_start(self.local.core().precise_now()).saturating_sub(appended);
             self.local.metrics().append_to_first_send.record(elapsed);
         }
     }

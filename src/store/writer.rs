@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use super::local::{Live, LocalStore, Note, record};
+use super::commits::{Live, Note};
+use super::local::{LocalStore, record};
 use super::object::{Object, State, microseconds};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -52,7 +52,7 @@ impl Writer {
     ) -> std::result::Result<Option<usize>, E> {
         self.check_not_deleted()?;
         self.check_length(self.offset.saturating_add(wanted as u64))?;
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.local.core().wall_clock());
         let (live, offset) = (&self.live, self.offset);
         let appended = self.local.log().append(wanted, false, fill, |length| {
             let header = record(RecordKind::Append, length, live.object.generation(), offset, timestamp);
@@ -87,7 +87,7 @@ impl Writer {
     /// were in the log; then [`Writer::offset`] has grown, and whether they are durable is for
     /// [`Writer::acknowledged`] to say.
     pub async fn append(&mut self, context: &Context, bytes: &[u8]) -> Result<()> {
-        let timestamp = microseconds(SystemTime::now());
+        let timestamp = microseconds(self.local.core().wall_clock());
         self.append_whole(context, RecordKind::Append, timestamp, bytes).await?;
         self.acknowledged(context).await
     }

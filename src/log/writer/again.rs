@@ -43,15 +43,15 @@ impl<S: Sink> Log<S> {
             let (blocks, term, term_start) = {
                 let mut state = self.state.borrow_mut();
                 for flying in &state.in_flight {
-                    flying.segment.retire();
+                    flying.segment.pin();
                 }
                 if let Some(former) = state.active.take() {
-                    former.segment.retire();
+                    former.segment.pin();
                     self.leave(former.place);
                 }
                 state.term += 1;
                 state.term_start = state.durable_sequence;
-                self.keeper.pin(&active.segment);
+                active.segment.pin();
                 let blocks: Vec<_> = state
                     .in_flight
                     .iter()
@@ -65,7 +65,7 @@ impl<S: Sink> Log<S> {
                     let prepared = self.wait_for_segment().await?;
                     let full = std::mem::replace(&mut active, self.activate(prepared));
                     self.leave(full.place);
-                    self.keeper.pin(&active.segment);
+                    active.segment.pin();
                 }
                 let copy = restamped(&region, |header| BlockHeader {
                     epoch: active.segment.epoch(),
@@ -79,7 +79,7 @@ impl<S: Sink> Log<S> {
                     self.core.write(&active.writing, active.place, active.position, copy, true).await;
                 if let Err(errno) = written {
                     tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
-                    active.segment.retire();
+                    active.segment.pin();
                     self.leave(active.place);
                     failed = true;
                     break;

@@ -1,0 +1,538 @@
+//! The catalog's database: what it answers, and the transactions that change it.
+//!
+//! Everything here blocks, and belongs on the catalog's own threads. A change is on stable storage when its call
+//! returns.
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend};
+
+use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
+use super::failure::{CURE, Result, failure};
+use super::tables::{
+    BUCKETS, EXTENTS, GENERATIONS, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES,
+    Tables,
+};
+use super::work::{Work, state_of};
+use crate::error::{Error, Kind};
+use crate::log::KnownSegment;
+use crate::store::object::State;
+
+/// The version of the tables. A catalog of another version is made anew from the segments.
+const VERSION: u64 = 1;
+/// What of the database is kept in memory, in bytes.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// The database.
+pub struct Database {
+    inner: Arc<redb::Database>,
+}
+
+/// One thing that the catalog is told.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Records that follow what is known of a log.
+    Enter(Arc<Batch>),
+    /// A generation is deleted: its deletion is durable in this segment. Its bytes stay until they are purged.
+    Delete {
+        /// Which.
+        generation: u64,
+        /// The segment with the deletion.
+        segment: SegmentUse,
+    },
+    /// Nobody reads a deleted generation any more.
+    Purge {
+        /// Which.
+        generation: u64,
+    },
+    /// A segment holds nothing, and its file says so.
+    Free(SegmentUse),
+    /// A deletion is durable in another segment too.
+    MoveTombstone {
+        /// Of which generation.
+        generation: u64,
+        /// The number of the segment where it was.
+        from: u64,
+        /// The segment where it is.
+        to: SegmentUse,
+    },
+}
+
+/// What a change to the catalog leads to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Segments in which nothing is needed any more.
+    pub emptied: Vec<SegmentUse>,
+    /// Parts of other segments in which nothing is alive.
+    pub dead: Vec<DeadRange>,
+    /// Sealed generations whose bytes do not add up to their length, as far as is known.
+    pub unequal: Vec<u64>,
+}
+
+/// What the catalog knows of the segments and logs.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    /// What is known of each segment.
+    pub segments: HashMap<u64, KnownSegment>,
+    /// For each log the first block that is not in the catalog, and the term of the last one that is.
+    pub logs: HashMap<u16, (u64, u32)>,
+    /// The largest generation.
+    pub generation_max: u64,
+}
+
+/// An object as the catalog knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredObject {
+    /// Which generation.
+    pub generation: u64,
+    /// Where it stands.
+    pub state: State,
+    /// Its bytes, in whole appends.
+    pub length: u64,
+    /// When it was begun, in microseconds since 1970.
+    pub begun_microseconds: u64,
+    /// When it was sealed or interrupted, in microseconds since 1970.
+    pub modified_microseconds: u64,
+    /// The payload of its creation: a JSON document.
+    pub document: Vec<u8>,
+}
+
+/// How full a segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentFill {
+    /// Which.
+    pub segment: SegmentUse,
+    /// Records of objects that exist.
+    pub live_records: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+    /// Deletions that must not be lost.
+    pub tombstones: u64,
+}
+
+/// A sealed object that may have reached the end of its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedObject {
+    /// Which generation.
+    pub generation: u64,
+    /// The key in its bucket.
+    pub key: String,
+    /// When it was sealed, in microseconds since 1970.
+    pub sealed_microseconds: u64,
+    /// Its bytes.
+    pub length: u64,
+}
+
+impl Database {
+    /// Opens the catalog in a file, or makes it.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] for what is no catalog, or that of another store; [`Kind::NoSpace`]; [`Kind::Device`].
+    pub fn open(path: &Path, store: u64) -> Result<Database> {
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failure)?;
+        Database::check(database, store)
+    }
+
+    /// As [`Database::open`], on any storage.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn open_on(backend: impl StorageBackend, store: u64) -> Result<Database> {
+        let database =
+            Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(failure)?;
+        Database::check(database, store)
+    }
+
+    fn check(inner: redb::Database, store: u64) -> Result<Database> {
+        let database = Database { inner: Arc::new(inner) };
+        database.change(|work| {
+            let meta = &mut work.tables().meta;
+            let known = meta.get("store").map_err(failure)?.map(|value| value.value());
+            let version = meta.get("version").map_err(failure)?.map_or(VERSION, |value| value.value());
+            if version != VERSION {
+                return Err(Error::new(
+                    Kind::Damaged,
+                    format!(
+                        "the catalog is of version {version}, and this program has version {VERSION}: {CURE}"
+                    ),
+                ));
+            }
+            match known {
+                Some(known) if known == store => Ok(()),
+                Some(_) => {
+                    Err(Error::new(Kind::Damaged, format!("the catalog belongs to another store: {CURE}")))
+                }
+                None => {
+                    meta.insert("store", store).map_err(failure)?;
+                    meta.insert("version", VERSION).map_err(failure)?;
+                    Ok(())
+                }
+            }
+        })?;
+        Ok(database)
+    }
+
+    fn change(&self, apply: impl FnOnce(&mut Work<'_>) -> Result<()>) -> Result<Outcome> {
+        let mut transaction = self.inner.begin_write().map_err(failure)?;
+        // Opening after a crash then takes no time that grows with the catalog.
+        transaction.set_quick_repair(true);
+        let outcome = {
+            let mut work = Work::new(Tables::open(&transaction)?);
+            apply(&mut work)?;
+            work.finish()?
+        };
+        transaction.commit().map_err(failure)?;
+        Ok(outcome)
+    }
+
+    /// Takes steps, in order and in one transaction.
+    ///
+    /// # Errors
+    /// What the disk says; nothing is changed then.
+    pub fn take<'s>(&self, steps: impl IntoIterator<Item = &'s Step>) -> Result<Outcome> {
+        self.change(|work| {
+            steps.into_iter().try_for_each(|step| match step {
+                Step::Enter(batch) => work.enter(batch),
+                &Step::Delete { generation, segment } => work.delete_in(generation, segment),
+                &Step::Purge { generation } => work.purge(generation),
+                &Step::Free(segment) => work.free(segment),
+                &Step::MoveTombstone { generation, from, to } => work.move_tombstones(generation, from, to),
+            })
+        })
+    }
+
+    /// After every log was read: what has no seal is interrupted, what is deleted is let go of, and nothing is written
+    /// to any segment that is known. `touched` are generations that came up while reading, and when last. Answers
+    /// what is damaged, a sentence each.
+    ///
+    /// # Errors
+    /// What the disk says; nothing is changed then.
+    pub fn settle(&self, touched: &HashMap<u64, u64>, is_rebuilt: bool) -> Result<(Outcome, Vec<String>)> {
+        let mut damage = Vec::new();
+        let outcome = self.change(|work| {
+            let deleted = keys(&work.tables().deleted)?;
+            for generation in deleted {
+                work.purge(generation)?;
+            }
+            let mut unsettled = keys(&work.tables().live)?;
+            unsettled.extend(touched.keys());
+            unsettled.sort_unstable();
+            unsettled.dedup();
+            for generation in unsettled {
+                let at_microseconds = touched.get(&generation).copied().unwrap_or(0);
+                if let Some((row, sealed)) = work.settle_end(generation, at_microseconds)? {
+                    damage.push(format!(
+                        "{}/{} (generation {generation}) was sealed with {sealed} bytes, of which {} are left",
+                        row.bucket,
+                        String::from_utf8_lossy(&row.key),
+                        row.length
+                    ));
+                }
+            }
+            work.fill_all()?;
+            if is_rebuilt {
+                for generation in orphans(work)? {
+                    work.purge_orphan(generation)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok((outcome, damage))
+    }
+
+    fn read(&self) -> Result<ReadTransaction> {
+        self.inner.begin_read().map_err(failure)
+    }
+
+    /// What need not be read at the start.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn coverage(&self) -> Result<Coverage> {
+        let transaction = self.read()?;
+        let mut coverage = Coverage::default();
+        let segments = transaction.open_table(SEGMENTS).map_err(failure)?;
+        for row in segments.range::<u64>(..).map_err(failure)? {
+            let (number, value) = row.map_err(failure)?;
+            let row = SegmentRow::from_value(value.value());
+            let epoch = row.epoch;
+            let known = match row {
+                SegmentRow { is_free: true, .. } => KnownSegment::Free { epoch },
+                SegmentRow { is_full: true, .. } => KnownSegment::Covered { epoch },
+                SegmentRow { .. } => KnownSegment::Begun { epoch },
+            };
+            coverage.segments.insert(number.value(), known);
+        }
+        let logs = transaction.open_table(LOGS).map_err(failure)?;
+        for row in logs.range::<u16>(..).map_err(failure)? {
+            let (log, value) = row.map_err(failure)?;
+            coverage.logs.insert(log.value(), value.value());
+        }
+        let meta = transaction.open_table(META).map_err(failure)?;
+        coverage.generation_max =
+            meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value());
+        Ok(coverage)
+    }
+
+    /// A view of this moment, for look-ups.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn view(&self) -> Result<View> {
+        Ok(View { transaction: self.read()? })
+    }
+}
+
+/// The generations that one of these tables is keyed by.
+fn keys<V: redb::Value + 'static>(table: &impl ReadableTable<u64, V>) -> Result<Vec<u64>> {
+    table.iter().map_err(failure)?.map(|row| row.map(|(key, _)| key.value()).map_err(failure)).collect()
+}
+
+/// Generations that have bytes or an end, and no creation.
+fn orphans(work: &mut Work<'_>) -> Result<Vec<u64>> {
+    let mut orphans = keys(&work.tables().ends)?;
+    let mut from = 0;
+    loop {
+        let tables = work.tables();
+        let next = tables.extents.range((from, 0)..).map_err(failure)?.next().transpose().map_err(failure)?;
+        let Some(generation) = next.map(|(key, _)| key.value().0) else { break };
+        if tables.generations.get(generation).map_err(failure)?.is_none() {
+            orphans.push(generation);
+        }
+        let Some(following) = generation.checked_add(1) else { break };
+        from = following;
+    }
+    orphans.sort_unstable();
+    orphans.dedup();
+    Ok(orphans)
+}
+
+/// The catalog at one moment.
+pub struct View {
+    transaction: ReadTransaction,
+}
+
+type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
+
+fn stored(
+    generation: u64,
+    (state, length, begun, modified, _, _, document): ObjectValue<'_>,
+) -> StoredObject {
+    StoredObject {
+        generation,
+        state: state_of(state),
+        length,
+        begun_microseconds: begun,
+        modified_microseconds: modified,
+        document: document.to_vec(),
+    }
+}
+
+impl View {
+    /// All generations of a name, in ascending order.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn objects(&self, bucket: &str, key: &[u8]) -> Result<Vec<StoredObject>> {
+        let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
+        objects
+            .range((bucket, key, 0)..=(bucket, key, u64::MAX))
+            .map_err(failure)?
+            .map(|row| {
+                let (key, value) = row.map_err(failure)?;
+                Ok(stored(key.value().2, value.value()))
+            })
+            .collect()
+    }
+
+    /// The first key of a bucket from a place on, if there is one.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn next_key(&self, bucket: &str, from: &Bound<Vec<u8>>) -> Result<Option<String>> {
+        let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
+        let start = match from {
+            Bound::Included(key) => Bound::Included((bucket, key.as_slice(), 0)),
+            Bound::Excluded(key) => Bound::Excluded((bucket, key.as_slice(), u64::MAX)),
+            Bound::Unbounded => Bound::Included((bucket, &[][..], 0)),
+        };
+        let row = objects
+            .range::<(&str, &[u8], u64)>((start, Bound::Unbounded))
+            .map_err(failure)?
+            .next()
+            .transpose()
+            .map_err(failure)?;
+        let Some((found, _)) = row else { return Ok(None) };
+        let (found_bucket, key, _) = found.value();
+        Ok((found_bucket == bucket).then(|| String::from_utf8_lossy(key).into_owned()))
+    }
+
+    /// The first bucket from a text on.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn next_bucket(&self, from: &str) -> Result<Option<String>> {
+        let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
+        let row =
+            objects.range((from, &[][..], 0)..).map_err(failure)?.next().transpose().map_err(failure)?;
+        Ok(row.map(|(key, _)| key.value().0.to_owned()))
+    }
+
+    /// Names of these generations that have others too.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn several_generations_of(&self, generations: &[u64]) -> Result<Vec<(String, String)>> {
+        let mut names = Vec::new();
+        for &generation in generations {
+            if let Some((bucket, key)) = self.name(generation)?
+                && self.objects(&bucket, key.as_bytes())?.len() > 1
+            {
+                names.push((bucket, key));
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// All names that have several generations.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn names_with_several_generations(&self) -> Result<Vec<(String, String)>> {
+        let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
+        let mut names: Vec<(String, String)> = Vec::new();
+        let mut former: Option<(String, Vec<u8>)> = None;
+        for row in objects.iter().map_err(failure)? {
+            let (key, _) = row.map_err(failure)?;
+            let (bucket, key, _) = key.value();
+            let is_same = former.as_ref().is_some_and(|former| former.0 == bucket && former.1 == key);
+            if is_same {
+                names.push((bucket.to_owned(), String::from_utf8_lossy(key).into_owned()));
+            } else {
+                former = Some((bucket.to_owned(), key.to_owned()));
+            }
+        }
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The name of a generation.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn name(&self, generation: u64) -> Result<Option<(String, String)>> {
+        let generations = self.transaction.open_table(GENERATIONS).map_err(failure)?;
+        let name = generations.get(generation).map_err(failure)?;
+        Ok(name.map(|name| {
+            let (bucket, key) = name.value();
+            (bucket.to_owned(), String::from_utf8_lossy(key).into_owned())
+        }))
+    }
+
+    /// The extents of an object from the one that holds `offset` on, about `count` of them, with the epoch of each
+    /// segment.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn extents(&self, generation: u64, offset: u64, count: usize) -> Result<Vec<(StoredExtent, u64)>> {
+        let table = self.transaction.open_table(EXTENTS).map_err(failure)?;
+        let segments = self.transaction.open_table(SEGMENTS).map_err(failure)?;
+        let first = table
+            .range((generation, 0)..=(generation, offset))
+            .map_err(failure)?
+            .next_back()
+            .transpose()
+            .map_err(failure)?
+            .map_or(offset, |(key, _)| key.value().1);
+        let mut extents = Vec::new();
+        let mut epoch = (0, 0);
+        for row in table.range((generation, first)..=(generation, u64::MAX)).map_err(failure)? {
+            let (_, value) = row.map_err(failure)?;
+            for bytes in value.value().chunks_exact(EXTENT_LENGTH) {
+                let extent = StoredExtent::decode(bytes);
+                if extent.end() <= offset {
+                    continue;
+                }
+                if epoch.0 != extent.segment {
+                    let row = segments.get(extent.segment).map_err(failure)?;
+                    epoch = (extent.segment, row.map_or(0, |row| row.value().0));
+                }
+                extents.push((extent, epoch.1));
+            }
+            if extents.len() >= count {
+                break;
+            }
+        }
+        Ok(extents)
+    }
+
+    /// How full each segment is that nothing is written to any more.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn fills(&self) -> Result<Vec<SegmentFill>> {
+        let segments = self.transaction.open_table(SEGMENTS).map_err(failure)?;
+        let mut fills = Vec::new();
+        for row in segments.iter().map_err(failure)? {
+            let (number, value) = row.map_err(failure)?;
+            let row = SegmentRow::from_value(value.value());
+            if row.is_full && !row.is_free && !row.is_pinned {
+                fills.push(SegmentFill {
+                    segment: SegmentUse { number: number.value(), epoch: row.epoch },
+                    live_records: row.live_records,
+                    live_bytes: row.live_bytes,
+                    tombstones: row.tombstones,
+                });
+            }
+        }
+        Ok(fills)
+    }
+
+    /// The generations whose deletions in this segment must not be lost.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn tombstones_in(&self, segment: u64) -> Result<Vec<u64>> {
+        let places = self.transaction.open_table(TOMBSTONE_PLACES).map_err(failure)?;
+        let rows = places.range((segment, 0, 0)..=(segment, u64::MAX, u64::MAX)).map_err(failure)?;
+        let mut generations = Vec::new();
+        for row in rows {
+            let (_, create_segment, generation) = row.map_err(failure)?.0.value();
+            if create_segment != segment {
+                generations.push(generation);
+            }
+        }
+        generations.dedup();
+        Ok(generations)
+    }
+
+    /// How many sealed objects a bucket has, and their bytes.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn bucket_totals(&self, bucket: &str) -> Result<(u64, u64)> {
+        let buckets = self.transaction.open_table(BUCKETS).map_err(failure)?;
+        Ok(buckets.get(bucket).map_err(failure)?.map_or((0, 0), |value| value.value()))
+    }
+
+    /// The sealed objects of a bucket, the one that was sealed first before the others, at most `count`.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn oldest_sealed(&self, bucket: &str, count: usize) -> Result<Vec<SealedObject>> {
+        let sealed = self.transaction.open_table(SEALED).map_err(failure)?;
+        let mut oldest = Vec::new();
+        for row in sealed.range((bucket, 0, 0)..=(bucket, u64::MAX, u64::MAX)).map_err(failure)?.take(count) {
+            let (key, length) = row.map_err(failure)?;
+            let (_, sealed_microseconds, generation) = key.value();
+            let Some((_, key)) = self.name(generation)? else { continue };
+            oldest.push(SealedObject { generation, key, sealed_microseconds, length: length.value() });
+        }
+        Ok(oldest)
+    }
+}

@@ -1,0 +1,18 @@
+//! The catalog: names, metadata and extents of what is no longer in an active segment.
+//!
+//! It is derived: the segments alone hold everything, and the catalog can be made anew from them. What it saves is
+//! reading them all at the start, and keeping what they hold in memory.
+//!
+//! [`database`] is the embedded database and its transactions, [`changes`] what the logs tell it, [`service`] the
+//! threads that keep cores from ever waiting for it.
+
+pub mod changes;
+pub mod database;
+mod failure;
+pub mod service;
+mod tables;
+mod work;
+
+pub use changes::{Batch, Change, SegmentUse};
+pub use database::{Database, Step};
+pub use service::{Answer, Books, CreateDocument, Dead, Entered, Listed, Page, Read, Write};

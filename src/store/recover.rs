@@ -1,0 +1,192 @@
+//! From the segments back to the catalog, at the start.
+//!
+//! The catalog covers what it was told; here it gets told the rest: the records of segments that were active when the
+//! store ended, or of all segments where the catalog was lost. When [`recover`] returns, the catalog has everything
+//! that counts, on stable storage, and nothing that does not count can be taken for anything else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::catalog::{Batch, Change, CreateDocument, Database, SegmentUse, Step};
+use super::name::Name;
+use crate::error::Result;
+use crate::log::format::RecordKind;
+use crate::log::{Continuation, Known, RecoveredRecord, Space, SurveyedSegment, survey};
+use crate::runtime::Core;
+
+/// What came back, and what did not.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Where each log goes on.
+    pub logs: BTreeMap<u16, Continuation>,
+    /// The largest generation that was ever begun.
+    pub generation_max: u64,
+    /// What is damaged, a sentence each.
+    pub damage: Vec<String>,
+    /// How many records were read.
+    pub records: usize,
+    /// How many bytes were read.
+    pub scanned_bytes: u64,
+    /// How long that took.
+    pub elapsed: Duration,
+    /// Names with several generations: some may be superseded.
+    pub names: Vec<Name>,
+}
+
+/// A payload that is not what was written.
+struct Broken {
+    generation: u64,
+    kind: RecordKind,
+    segment: u64,
+    position: u64,
+}
+
+/// Reads what the catalog does not cover, and tells it. With `is_rebuilt` it covers nothing.
+///
+/// # Errors
+/// A folder, file or catalog that cannot be read or written.
+pub async fn recover(
+    core: &Rc<Core>,
+    space: &Arc<Space>,
+    database: &Database,
+    is_rebuilt: bool,
+) -> Result<Recovered> {
+    let began = core.precise_now();
+    let coverage = database.coverage()?;
+    let known = Known { segments: coverage.segments, logs: coverage.logs };
+    let survey = survey(core, space, &known).await?;
+    let mut recovered = Recovered {
+        logs: survey.logs.clone(),
+        scanned_bytes: survey.scanned_bytes,
+        damage: survey.damage.clone(),
+        ..Recovered::default()
+    };
+    let mut reading = Reading::default();
+    for segment in &survey.segments {
+        let records = survey.read(core, space, segment).await?;
+        recovered.records += records.len();
+        let batch = reading.batch(segment, records);
+        let outcome = database.take(&[Step::Enter(Arc::new(batch))])?;
+        for generation in outcome.unequal {
+            reading.touched.entry(generation).or_default();
+        }
+    }
+    let (outcome, damage) = database.settle(&reading.touched, is_rebuilt)?;
+    recovered.damage.extend(reading.damage);
+    recovered.damage.extend(damage);
+    let view = database.view()?;
+    for broken in reading.broken {
+        // What is deleted has been punched out, and is missed by nobody.
+        if let Some((bucket, key)) = view.name(broken.generation)? {
+            let what = if broken.kind == RecordKind::Create { "its metadata" } else { "some of its bytes" };
+            recovered.damage.push(format!(
+                "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
+                broken.generation, broken.position, broken.segment
+            ));
+        }
+    }
+    let several = match is_rebuilt {
+        true => view.names_with_several_generations()?,
+        false => view.several_generations_of(&reading.sealed)?,
+    };
+    recovered.names = several.iter().filter_map(|(bucket, key)| Name::new(bucket, key).ok()).collect();
+    recovered.generation_max = database.coverage()?.generation_max;
+    drop(view);
+
+    let cleared = survey.settle(core, space).await?;
+    let freed = cleared.iter().map(|&(number, epoch)| Step::Free(SegmentUse { number, epoch }));
+    let freed: Vec<Step> = freed.collect();
+    let last = database.take(&freed)?;
+    for segment in outcome.emptied.into_iter().chain(last.emptied) {
+        space.segment(segment.number, segment.epoch).set_empty();
+    }
+    for number in survey.free.iter().copied().chain(cleared.iter().map(|&(number, _)| number)) {
+        space.set_free(number);
+    }
+    recovered.elapsed = core.precise_now().saturating_duration_since(began);
+    Ok(recovered)
+}
+
+/// What comes up while segments are read.
+#[derive(Default)]
+struct Reading {
+    /// Generations without a seal so far, and when they were last heard of, in microseconds since 1970.
+    touched: HashMap<u64, u64>,
+    sealed: Vec<u64>,
+    broken: Vec<Broken>,
+    damage: Vec<String>,
+}
+
+impl Reading {
+    /// What the catalog is to be told of a segment.
+    fn batch(&mut self, segment: &SurveyedSegment, records: Vec<RecoveredRecord>) -> Batch {
+        let mut changes = Vec::with_capacity(records.len());
+        for record in records {
+            let header = record.header;
+            let generation = header.generation;
+            if !record.is_whole {
+                let (kind, position) = (header.kind, record.position);
+                self.broken.push(Broken { generation, kind, segment: segment.number, position });
+                continue;
+            }
+            match header.kind {
+                RecordKind::Delete => {
+                    self.touched.remove(&generation);
+                }
+                // A frame has a timestamp of the caller's.
+                RecordKind::Frame => {
+                    self.touched.entry(generation).or_default();
+                }
+                RecordKind::Seal => {
+                    self.touched.remove(&generation);
+                    self.sealed.push(generation);
+                }
+                RecordKind::Create | RecordKind::Append | RecordKind::Interrupt => {
+                    let last = self.touched.entry(generation).or_default();
+                    *last = header.timestamp.max(*last);
+                }
+            }
+            match change(&record) {
+                Ok(change) => changes.push(change),
+                Err(message) => self.damage.push(format!("generation {generation}: {message}")),
+            }
+        }
+        let (next_sequence, term) = segment.covers();
+        Batch {
+            segment: SegmentUse { number: segment.number, epoch: segment.epoch },
+            log: segment.log,
+            next_sequence,
+            term,
+            is_full: false,
+            is_pinned: false,
+            changes,
+        }
+    }
+}
+
+/// What the catalog is to be told of a record.
+pub(super) fn change(record: &RecoveredRecord) -> std::result::Result<Change, String> {
+    let header = record.header;
+    let (generation, at_microseconds) = (header.generation, header.timestamp);
+    Ok(match header.kind {
+        RecordKind::Create => {
+            let document: CreateDocument = serde_json::from_slice(&record.document)
+                .map_err(|error| format!("its metadata cannot be read: {error}"))?;
+            let name = Name::parse(&document.name).map_err(|error| format!("it has no name: {error}"))?;
+            let document = record.document.clone().into_boxed_slice();
+            Change::Create { generation, name, document, at_microseconds }
+        }
+        RecordKind::Append | RecordKind::Frame => Change::Data {
+            generation,
+            offset: header.offset,
+            length: header.length,
+            continued: header.continued,
+            position: record.position,
+        },
+        RecordKind::Seal => Change::Seal { generation, length: header.offset, at_microseconds },
+        RecordKind::Interrupt => Change::Interrupt { generation, at_microseconds },
+        RecordKind::Delete => Change::Delete { generation },
+    })
+}

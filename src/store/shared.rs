@@ -1,0 +1,169 @@
+//! What all cores of a store share, and what they say to each other.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::catalog::{Answer, Books, Read, Write};
+use super::local::LocalStore;
+use super::name::Name;
+use super::namespace::Namespace;
+use super::object::Object;
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::runtime::{Receiver, Sender, channel};
+
+/// What all cores of a store share.
+pub struct Shared {
+    namespace: Arc<Namespace>,
+    books: Arc<Books>,
+    questions: Sender<Read>,
+    news: Sender<Write>,
+    next_generation: AtomicU64,
+    peers: Vec<Sender<Message>>,
+    stopping: AtomicBool,
+    started: Instant,
+    may_splice: bool,
+}
+
+/// What a store is begun with.
+pub(super) struct Beginning {
+    pub cores: usize,
+    pub namespace: Arc<Namespace>,
+    pub books: Arc<Books>,
+    /// Where the catalog's threads listen.
+    pub questions: Sender<Read>,
+    pub news: Sender<Write>,
+    pub next_generation: u64,
+    pub may_splice: bool,
+    /// The time, by the cores' clock.
+    pub started: Instant,
+}
+
+/// Something to run on a core.
+type Call = Box<dyn FnOnce(&Rc<LocalStore>) + Send>;
+
+/// What one core says to another, or a foreign thread to a core.
+pub(super) enum Message {
+    /// This generation has grown or ended.
+    Grown(u64),
+    /// This name has come into being.
+    Begun(Name),
+    /// This name is to be forgotten by the cache.
+    Forget(Name),
+    /// The deletion of this object is to be logged, on behalf of this request; then who asked is told. So many cores
+    /// had no room for it.
+    Delete(Context, Arc<Object>, Sender<Result<()>>, usize),
+    /// This object was superseded: its deletion is to be logged when that is possible.
+    Supersede(Arc<Object>),
+    /// Something to run here.
+    Call(Call),
+}
+
+impl Shared {
+    /// What cores share, and for each core its messages.
+    pub(super) fn new(beginning: Beginning) -> (Arc<Shared>, Vec<Receiver<Message>>) {
+        let (peers, receivers) = (0..beginning.cores).map(|_| channel()).unzip();
+        let shared = Shared {
+            namespace: beginning.namespace,
+            books: beginning.books,
+            questions: beginning.questions,
+            news: beginning.news,
+            next_generation: AtomicU64::new(beginning.next_generation),
+            peers,
+            stopping: AtomicBool::new(false),
+            started: beginning.started,
+            may_splice: beginning.may_splice,
+        };
+        (Arc::new(shared), receivers)
+    }
+
+    /// Runs something on a core; from any thread. It is dropped unrun where the core is gone.
+    pub fn call(&self, core: usize, call: impl FnOnce(&Rc<LocalStore>) + Send + 'static) {
+        self.send(core, Message::Call(Box::new(call)));
+    }
+
+    pub(super) fn send(&self, core: usize, message: Message) {
+        self.peers[core].send(message);
+    }
+
+    /// How many cores there are.
+    pub fn cores(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// How long after the start of the store this was.
+    pub(super) fn since_start(&self, time: Instant) -> Duration {
+        time.saturating_duration_since(self.started)
+    }
+
+    /// Whether bytes may go from the segment files to sockets as pages of the page cache.
+    pub fn may_splice(&self) -> bool {
+        self.may_splice
+    }
+
+    /// Whether the store is to come to an end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// The names with news.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Why the catalog cannot be written now, if so.
+    pub fn catalog_trouble(&self) -> Option<Error> {
+        self.books.trouble()
+    }
+
+    pub(super) fn take_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Tells the catalog something.
+    pub(super) fn enter(&self, news: Write) {
+        self.news.send(news);
+    }
+
+    /// Asks the catalog something. Dropping the future leaves the question to be answered to nobody.
+    ///
+    /// # Errors
+    /// What the catalog's disk says; [`Kind::Closed`].
+    pub(super) async fn ask<T>(&self, question: impl FnOnce(Answer<T>) -> Read) -> Result<T> {
+        let (answer, mut answers) = channel();
+        self.questions.send(question(answer));
+        answers.receive().await.unwrap_or_else(|| Err(Error::new(Kind::Closed, "the store has been stopped")))
+    }
+
+    /// Has what this name's generations have superseded deleted, on a core.
+    pub(super) fn settle(&self, name: &Name, core: usize) {
+        for superseded in self.namespace.settle(name) {
+            self.send(core, Message::Supersede(superseded));
+        }
+    }
+
+    /// Tells all cores to come to an end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for core in 0..self.cores() {
+            self.call(core, |local| local.stop());
+        }
+    }
+
+    /// Ends the catalog's threads, when no core tells it anything any more. What it was told is on stable storage when
+    /// they have ended; who still has a handle of the store is answered that it is closed.
+    pub(super) fn close_catalog(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
+        self.questions.send(Read::Close);
+        self.news.send(Write::Close);
+        let mut outcome = Ok(());
+        for thread in threads.drain(..) {
+            let panicked = |_| Error::new(Kind::Closed, "a thread of the catalog ended by a panic");
+            outcome = outcome.and(thread.join().map_err(panicked));
+        }
+        self.books.close();
+        outcome
+    }
+}
