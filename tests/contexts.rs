@@ -165,8 +165,9 @@ fn a_cancelled_seal_is_a_seal_or_an_interruption() {
             let end = reader.more(&background.with_timeout(FAR), 0).await.unwrap();
             match (object.state(), outcome.map(drop).map_err(|error| error.kind())) {
                 (State::Sealed, Ok(()) | Err(Kind::Cancelled)) => sealed += 1,
-                (State::Interrupted, Err(Kind::Cancelled)) => interrupted += 1,
-                (state, outcome) => panic!("{state:?} after {outcome:?}"),
+                // The first poll puts the seal into the log.
+                (State::Interrupted, Err(Kind::Cancelled)) if round < 8 => interrupted += 1,
+                (state, outcome) => panic!("round {round}: {state:?} after {outcome:?}"),
             }
             assert_eq!(end == More::Sealed, object.state() == State::Sealed);
         }
