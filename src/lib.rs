@@ -26,7 +26,7 @@
 //!     writer.write_frame(&context, 1_000_000, ", and so is this frame".into()).await?;
 //!     writer.seal(&context).await?;
 //!     let mut bytes = Vec::new();
-//!     while let Some(some) = reader.next(1 << 20).await? {
+//!     while let Some(some) = reader.next(&context, 1 << 20).await? {
 //!         bytes.extend_from_slice(&some);
 //!     }
 //!     assert_eq!(bytes, b"on stable storage when this returns, and so is this frame");
@@ -63,6 +63,7 @@ pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod store;
+mod sync;
 
 pub use config::Config;
 pub use context::Context;

@@ -522,7 +522,7 @@ fn assert_served(store: &Closed, data: &Path, but: &BTreeSet<u64>, deleted: &BTr
             let state = reader.object().state();
             let mut bytes = Vec::new();
             loop {
-                match reader.next(1 << 20).await {
+                match reader.next(&Context::background(), 1 << 20).await {
                     Ok(Some(some)) => bytes.extend_from_slice(&some),
                     Ok(None) => return Ok((state, bytes)),
                     Err(error) if error.kind() == Kind::Interrupted && state == State::Interrupted => {

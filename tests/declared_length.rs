@@ -92,7 +92,7 @@ fn neither_more_nor_less_than_was_declared_can_be_sealed() {
     assert_eq!(object.committed(), 3, "nothing of what was refused is there");
     assert_eq!(block_on(writer.seal(&context)).unwrap_err().kind(), Kind::WrongState);
     let mut reader = block_on(server.store().open(&context, object.name(), 3)).unwrap();
-    assert_eq!(block_on(reader.next(10)).unwrap_err().kind(), Kind::Interrupted);
+    assert_eq!(block_on(reader.next(&context, 10)).unwrap_err().kind(), Kind::Interrupted);
     assert_eq!(object.state(), State::Interrupted);
     server.stop().unwrap();
 }

@@ -106,7 +106,7 @@ async fn open(store: &Store, at: &str) -> StoreReader {
 async fn read_all(reader: &mut StoreReader) -> (Vec<u8>, Result<(), Error>) {
     let mut bytes = Vec::new();
     loop {
-        match reader.next(100_000).await {
+        match reader.next(&Context::background(), 100_000).await {
             Ok(Some(some)) => bytes.extend_from_slice(&some),
             Ok(None) => return (bytes, Ok(())),
             Err(error) => return (bytes, Err(error)),
@@ -147,7 +147,7 @@ fn a_follower_on_another_runtime_has_each_append_before_the_next_is_made() {
             let mut reader =
                 store.open_when_begun(&Context::background(), &name("b/followed"), 0).await.unwrap();
             let mut bytes: Vec<u8> = Vec::new();
-            while let Some(some) = reader.next(1 << 20).await.unwrap() {
+            while let Some(some) = reader.next(&Context::background(), 1 << 20).await.unwrap() {
                 assert!(bytes.len() + some.len() <= reader.object().committed() as usize);
                 bytes.extend_from_slice(&some);
                 if reader.object().committed() as usize == bytes.len()
@@ -223,7 +223,7 @@ fn dropping_a_future_that_waits_for_the_next_bytes_loses_none() {
                 // Given up many times, with another length each time, before it is waited for.
                 let mut outcome = None;
                 for length_max in [1, 100_000, 7] {
-                    outcome = poll_once_and_drop(reader.next(length_max)).await;
+                    outcome = poll_once_and_drop(reader.next(&Context::background(), length_max)).await;
                     match outcome {
                         None => dropped += 1,
                         Some(_) => break,
@@ -231,7 +231,7 @@ fn dropping_a_future_that_waits_for_the_next_bytes_loses_none() {
                 }
                 let outcome = match outcome {
                     Some(outcome) => outcome,
-                    None => reader.next(1000).await,
+                    None => reader.next(&Context::background(), 1000).await,
                 };
                 match outcome.unwrap() {
                     Some(some) => bytes.extend_from_slice(&some),
@@ -452,13 +452,13 @@ fn a_reader_begins_at_any_offset() {
             let mut reader = store.open(&context, &name("b/k"), offset as u64).await.unwrap();
             let mut bytes = Vec::new();
             while bytes.len() < whole.len() - offset {
-                bytes.extend_from_slice(&reader.next(9_999).await.unwrap().unwrap());
+                bytes.extend_from_slice(&reader.next(&context, 9_999).await.unwrap().unwrap());
             }
             assert!(bytes == whole[offset..], "from {offset}");
         }
         writer.seal(&context).await.unwrap();
         let mut reader = store.open(&context, &name("b/k"), 300_000).await.unwrap();
-        assert!(reader.next(1).await.unwrap().is_none());
+        assert!(reader.next(&context, 1).await.unwrap().is_none());
     });
 }
 
@@ -537,7 +537,7 @@ fn a_reader_or_a_wait_that_is_given_up_leaves_nothing_behind() {
     for _ in 0..100 {
         block_on(async {
             let mut reader = open(&store, "b/k").await;
-            assert!(poll_once_and_drop(reader.next(1)).await.is_none());
+            assert!(poll_once_and_drop(reader.next(&context, 1)).await.is_none());
             assert!(poll_once_and_drop(store.open_when_begun(&context, &name("b/never"), 0)).await.is_none());
         });
     }

@@ -32,6 +32,8 @@ fn a_server_that_is_told_to_end_lets_what_is_under_way_come_to_its_end() {
         let mut declared = server.begin_put("/d/declared", Some(300_000), &[]);
         let mut waiting = server.connect();
         waiting.request("GET", "/d/never?wait=600", &[]);
+        // What nobody has taken from a connection when the node begins to drain gets no answer.
+        eventually("the wait has begun", || server.log().contains("/d/never"));
 
         server.begin_to_terminate();
         eventually("the node says that it drains", || server.admin_status("/readyz") == 503);

@@ -2,17 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
 use rustix::io::Errno;
 
 use super::format::{RecordHeader, RecordKind};
 use super::*;
-use crate::context::Context;
+use crate::context::{Canceller, Context};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::CoreMetrics;
 use crate::ring::{Arena, Completion, Descriptor, Files, Kernel, Operation, Ring, Uring, Wait};
@@ -228,30 +230,35 @@ impl Bench {
     /// Appends `length` bytes under a number; returns when they are in the log.
     async fn append(&self, number: u64, length: usize) -> Result<u64> {
         loop {
-            let appended = self.log.append(
-                length,
-                true,
-                |space| {
-                    space.fill(number as u8);
-                    Ok::<_, Error>(length)
-                },
-                |length| {
-                    let header = RecordHeader {
-                        kind: RecordKind::Append,
-                        continued: false,
-                        length: length as u32,
-                        generation: number,
-                        offset: 0,
-                        timestamp: 0,
-                    };
-                    (header, number)
-                },
-            )?;
-            match appended {
-                Some(appended) => return Ok(appended.sequence),
+            match self.try_append(number, length)? {
+                Some(sequence) => return Ok(sequence),
                 None => self.log.room(&Context::background(), length, true).await?,
             }
         }
+    }
+
+    /// As `append`, without waiting. None: there is no room now.
+    fn try_append(&self, number: u64, length: usize) -> Result<Option<u64>> {
+        let appended = self.log.append(
+            length,
+            true,
+            |space| {
+                space.fill(number as u8);
+                Ok::<_, Error>(length)
+            },
+            |length| {
+                let header = RecordHeader {
+                    kind: RecordKind::Append,
+                    continued: false,
+                    length: length as u32,
+                    generation: number,
+                    offset: 0,
+                    timestamp: 0,
+                };
+                (header, number)
+            },
+        )?;
+        Ok(appended.map(|appended| appended.sequence))
     }
 
     async fn acknowledged(&self, sequence: u64) -> Result<()> {
@@ -316,6 +323,57 @@ fn a_wait_that_is_dropped_leaves_nothing_and_loses_nothing() {
         let _ = bench.core.timeout(limit, bench.acknowledged(sequence)).await;
         bench.log.flush(&Context::background()).await.unwrap();
         assert_eq!(*bench.durable.numbers.borrow(), [1]);
+    });
+}
+
+/// Polls a wait once, ends its context, and answers what it then says.
+async fn end_under_way(
+    context: &Context,
+    canceller: Canceller,
+    wait: impl Future<Output = Result<()>>,
+) -> Error {
+    let mut wait = pin!(wait);
+    poll_fn(|polling| {
+        assert!(context.check().is_ok() && wait.as_mut().poll(polling).is_pending());
+        canceller.cancel(Error::new(Kind::Closed, "the test says so"));
+        match wait.as_mut().poll(polling) {
+            Poll::Ready(outcome) => Poll::Ready(outcome.unwrap_err()),
+            Poll::Pending => panic!("the end of the context is not noticed"),
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_wait_whose_context_ends_says_so_leaves_nothing_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    with_log(folder.path(), |bench| async move {
+        let (log, background) = (&bench.log, Context::background());
+        let mut last = bench.append(0, 100).await.unwrap();
+        let (context, canceller) = background.with_cancel();
+        let error = end_under_way(&context, canceller, log.acknowledged(&context, last)).await;
+        assert_eq!((error.kind(), &*error.to_string()), (Kind::Cancelled, "cancelled: the test says so"));
+        let (context, canceller) = background.with_cancel();
+        assert_eq!(end_under_way(&context, canceller, log.flush(&context)).await.kind(), Kind::Cancelled);
+
+        // Without a turn of the core in between no block comes back, and at some time there is no more room.
+        let mut count = 1;
+        while let Some(sequence) = bench.try_append(count, 60_000).unwrap() {
+            (last, count) = (sequence, count + 1);
+        }
+        let (context, canceller) = background.with_cancel();
+        let error = end_under_way(&context, canceller, log.room(&context, 60_000, true)).await;
+        assert_eq!(error.kind(), Kind::Cancelled);
+        let past = background.with_deadline(bench.core.now());
+        assert_eq!(log.room(&past, 1, false).await.unwrap_err().kind(), Kind::DeadlineExceeded);
+        assert_eq!(log.acknowledged(&past, last).await.unwrap_err().kind(), Kind::DeadlineExceeded);
+        assert_eq!(log.flush(&past).await.unwrap_err().kind(), Kind::DeadlineExceeded);
+        assert_eq!(log.waiters(), 0);
+
+        log.room(&background, 60_000, true).await.unwrap();
+        log.acknowledged(&background, last).await.unwrap();
+        assert_eq!(*bench.durable.numbers.borrow(), Vec::from_iter(0..count));
+        assert_eq!(log.waiters(), 0);
     });
 }
 

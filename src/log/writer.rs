@@ -311,8 +311,13 @@ impl<S: Sink> Log<S> {
     /// future changes nothing.
     ///
     /// # Errors
-    /// [`Kind::NoSpace`] when no segment can be had; the log's own failure.
-    pub async fn room(&self, _context: &Context, wanted: usize, whole: bool) -> Result<()> {
+    /// [`Kind::NoSpace`] when no segment can be had; the log's own failure; [`Kind::Cancelled`] and
+    /// [`Kind::DeadlineExceeded`] from the context, which change nothing either.
+    pub async fn room(&self, context: &Context, wanted: usize, whole: bool) -> Result<()> {
+        self.core.under(context, self.find_room(wanted, whole)).await?
+    }
+
+    async fn find_room(&self, wanted: usize, whole: bool) -> Result<()> {
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
         let waiting = self.wait_for_room();
         let mut attempts = None;
@@ -340,6 +345,9 @@ impl<S: Sink> Log<S> {
                 }
                 let former = state.waiting_for_room.insert(waiting.number, context.waker().clone());
                 drop(state);
+                if former.is_none() {
+                    tracing::trace!(wanted, "the log has no room yet");
+                }
                 drop(former);
                 Poll::Pending
             });
@@ -353,8 +361,13 @@ impl<S: Sink> Log<S> {
     /// changes nothing.
     ///
     /// # Errors
-    /// The log's own failure.
-    pub async fn acknowledged(&self, _context: &Context, sequence: u64) -> Result<()> {
+    /// The log's own failure; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, and the blocks go
+    /// on to stable storage all the same.
+    pub async fn acknowledged(&self, context: &Context, sequence: u64) -> Result<()> {
+        self.core.under(context, self.become_durable(sequence)).await?
+    }
+
+    async fn become_durable(&self, sequence: u64) -> Result<()> {
         let mut registration = Registration { log: self, key: None };
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
@@ -382,6 +395,13 @@ impl<S: Sink> Log<S> {
         LogState { blocks_in_flight: state.in_flight.len(), bytes_in_flight: state.bytes_in_flight }
     }
 
+    /// How many waits it knows of.
+    #[cfg(test)]
+    pub(super) fn waiters(&self) -> usize {
+        let state = self.state.borrow();
+        state.waiting_for_room.len() + state.waiting_for_durable.len()
+    }
+
     /// Whether the log has a segment that it writes to.
     pub fn has_active_segment(&self) -> bool {
         self.state.borrow().active.is_some()
@@ -392,11 +412,16 @@ impl<S: Sink> Log<S> {
         self.state.borrow().failed.clone()
     }
 
-    /// Writes what is open and waits until everything that was appended is on stable storage.
+    /// Writes what is open and waits until everything that was appended is on stable storage. Dropping the future
+    /// ends the wait; what is being written goes on.
     ///
     /// # Errors
-    /// The log's own failure.
+    /// The log's own failure; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context.
     pub async fn flush(&self, context: &Context) -> Result<()> {
+        self.core.under(context, self.write_and_wait()).await?
+    }
+
+    async fn write_and_wait(&self) -> Result<()> {
         let waiting = self.wait_for_room();
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
@@ -416,7 +441,7 @@ impl<S: Sink> Log<S> {
             state.next_sequence.checked_sub(1)
         };
         match last {
-            Some(last) if last >= self.settings.next_sequence => self.acknowledged(context, last).await,
+            Some(last) if last >= self.settings.next_sequence => self.become_durable(last).await,
             _ => Ok(()),
         }
     }

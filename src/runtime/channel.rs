@@ -2,14 +2,12 @@
 //!
 //! Unbounded and without a lock on the way in: who sends must itself be bounded (a message per interested core
 //! and commit; a call that waits for its answer). The receiver is woken once, however many messages come before
-//! it looks.
+//! it looks. `tests/models.rs` tries every interleaving of this.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use crossbeam_queue::SegQueue;
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, PoisonError, SegQueue, fence};
 
 struct Shared<T> {
     queue: SegQueue<T>,
@@ -75,7 +73,7 @@ impl<T> Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Sender<T> {
-        self.shared.senders.fetch_add(1, Ordering::Relaxed);
+        self.shared.senders.fetch_add(1, Ordering::SeqCst);
         Sender { shared: self.shared.clone() }
     }
 }
@@ -120,86 +118,5 @@ impl<T> Drop for Receiver<T> {
         self.shared.received.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.shared.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::pin::pin;
-    use std::sync::Barrier;
-    use std::task::{Context, Wake};
-    use std::thread::{self, Thread};
-
-    use super::*;
-
-    struct Unpark(Thread);
-
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
-    fn block_on<F: Future>(future: F) -> F::Output {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut future = pin!(future);
-        loop {
-            match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-                Poll::Ready(output) => return output,
-                Poll::Pending => thread::park(),
-            }
-        }
-    }
-
-    /// Runs both at the same moment on two threads, again and again.
-    fn race<T: Send + 'static>(rounds: usize, one: impl Fn(Sender<T>) + Sync, other: impl Fn(Receiver<T>)) {
-        let barrier = Barrier::new(2);
-        let (senders, queue) = std::sync::mpsc::channel::<Sender<T>>();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                for sender in queue {
-                    barrier.wait();
-                    one(sender);
-                    barrier.wait();
-                }
-            });
-            for _ in 0..rounds {
-                let (sender, receiver) = channel();
-                senders.send(sender).unwrap();
-                barrier.wait();
-                other(receiver);
-                barrier.wait();
-            }
-            drop(senders);
-        });
-    }
-
-    #[test]
-    fn what_the_last_sender_sends_before_it_goes_is_received() {
-        race(
-            20_000,
-            |sender| sender.send(7),
-            |mut receiver| {
-                assert_eq!(block_on(receiver.receive()), Some(7));
-                assert_eq!(block_on(receiver.receive()), None);
-            },
-        );
-    }
-
-    #[test]
-    fn a_message_that_nobody_receives_any_more_is_dropped_though_senders_are_left() {
-        let (done, mut dropped) = channel::<()>();
-        let kept = Mutex::new(Vec::new());
-        race(
-            20_000,
-            |sender| {
-                sender.send(done.clone());
-                kept.lock().unwrap().push(sender);
-            },
-            drop,
-        );
-        drop(done);
-        // Were one of the clones still in a queue, this would wait for ever.
-        assert_eq!(block_on(dropped.receive()), None);
     }
 }

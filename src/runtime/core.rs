@@ -4,9 +4,7 @@
 //! ready, then one `enter` that submits everything the tasks have started and, if nothing is ready, waits.
 //!
 //! Waking a core from outside: its mailbox is a queue; who pushes and finds the core asleep wakes it, by a
-//! message between rings if on a core itself, by an event descriptor otherwise. The core declares itself
-//! asleep before it looks at the queue for the last time, so either it sees what was pushed, or the other side
-//! sees that it sleeps.
+//! message between rings if on a core itself, by an event descriptor otherwise. How none is missed: `handover`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,16 +12,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_task::Runnable;
-use crossbeam_queue::SegQueue;
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use slab::Slab;
 
+use super::handover::HandOver;
 use super::timer::{Elapsed, Sleep, Timers};
 use crate::ring::{Descriptor, Operation, Readiness, Ring, Wait, ring_bell, silence_bell};
 
@@ -46,8 +44,7 @@ pub struct Core {
 /// The way into a core from other threads.
 pub struct Mailbox {
     identity: u64,
-    handed_over: SegQueue<Runnable>,
-    asleep: AtomicBool,
+    hand_over: HandOver<Runnable>,
     bell: Arc<Descriptor>,
     address: AtomicI32,
 }
@@ -78,8 +75,7 @@ impl Mailbox {
         static IDENTITY: AtomicU64 = AtomicU64::new(1);
         Arc::new(Mailbox {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
-            handed_over: SegQueue::new(),
-            asleep: AtomicBool::new(false),
+            hand_over: HandOver::new(),
             bell: Arc::new(bell),
             address: AtomicI32::new(-1),
         })
@@ -96,8 +92,7 @@ impl Mailbox {
             None => Some((runnable, None)),
         });
         let Some((runnable, ring)) = foreign else { return };
-        self.handed_over.push(runnable);
-        if !self.asleep.swap(false, Ordering::SeqCst) {
+        if !self.hand_over.push(runnable) {
             return;
         }
         let address = self.address.load(Ordering::Acquire);
@@ -193,6 +188,12 @@ impl Core {
         }
     }
 
+    /// How many timers wait.
+    #[cfg(test)]
+    pub(crate) fn timers_waiting(&self) -> usize {
+        self.timers.borrow().len()
+    }
+
     pub(super) fn timers(&self) -> &RefCell<Timers> {
         &self.timers
     }
@@ -220,10 +221,10 @@ impl Core {
     }
 
     fn collect(&self) {
-        self.mailbox.asleep.store(false, Ordering::SeqCst);
+        self.mailbox.hand_over.awake();
         self.turns.set(self.turns.get() + 1);
         self.now.set(self.ring.now());
-        while let Some(runnable) = self.mailbox.handed_over.pop() {
+        while let Some(runnable) = self.mailbox.hand_over.pop() {
             self.ready.borrow_mut().push_back(runnable);
         }
         let due = self.timers.borrow_mut().due(self.now());
@@ -239,12 +240,11 @@ impl Core {
         }
     }
 
-    fn may_wait(&self, main_woken: &AtomicBool) -> Wait {
+    fn may_wait(&self) -> Wait {
         if !self.ready.borrow().is_empty() {
             return Wait::No;
         }
-        self.mailbox.asleep.store(true, Ordering::SeqCst);
-        if !self.mailbox.handed_over.is_empty() || main_woken.load(Ordering::SeqCst) {
+        if !self.mailbox.hand_over.may_sleep() {
             return Wait::No;
         }
         match self.timers.borrow().next_deadline() {
@@ -261,7 +261,7 @@ impl Core {
         for _ in 0..64 {
             self.collect();
             self.run_ready();
-            if self.ready.borrow().is_empty() && self.mailbox.handed_over.is_empty() {
+            if self.ready.borrow().is_empty() && self.mailbox.hand_over.is_empty() {
                 break;
             }
         }
@@ -290,7 +290,6 @@ impl Core {
 pub(crate) struct Running<F: Future> {
     core: Rc<Core>,
     main: Pin<Box<F>>,
-    main_waker: Arc<MainWaker>,
     waker: Waker,
     doorman: Task<()>,
 }
@@ -306,12 +305,12 @@ pub(crate) enum Turn<T> {
 
 impl<F: Future> Running<F> {
     pub(crate) fn new(core: &Rc<Core>, main: F) -> Running<F> {
-        let main_waker = Arc::new(MainWaker { mailbox: core.mailbox.clone(), woken: AtomicBool::new(true) });
+        let main_waker = Arc::new(MainWaker { mailbox: core.mailbox.clone() });
+        core.mailbox.hand_over.wake_main_here();
         Running {
             core: core.clone(),
             main: Box::pin(main),
-            waker: Waker::from(main_waker.clone()),
-            main_waker,
+            waker: Waker::from(main_waker),
             doorman: core.spawn(listen_to_bell(core.clone())),
         }
     }
@@ -319,13 +318,13 @@ impl<F: Future> Running<F> {
     /// Runs what is ready.
     pub(crate) fn work(&mut self) -> Turn<F::Output> {
         self.core.collect();
-        if self.main_waker.woken.swap(false, Ordering::AcqRel)
+        if self.core.mailbox.hand_over.take_main_woken()
             && let Poll::Ready(output) = self.main.as_mut().poll(&mut Context::from_waker(&self.waker))
         {
             return Turn::Ended(output);
         }
         self.core.run_ready();
-        Turn::Waits(self.core.may_wait(&self.main_waker.woken))
+        Turn::Waits(self.core.may_wait())
     }
 
     /// Cancels what is still in flight, and drops the main future and what tasks are ready.
@@ -357,16 +356,16 @@ impl Drop for Entered {
 
 struct MainWaker {
     mailbox: Arc<Mailbox>,
-    woken: AtomicBool,
 }
 
 impl Wake for MainWaker {
     fn wake(self: Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
         let at_home = CURRENT.with_borrow(|current| {
             current.as_ref().is_some_and(|current| current.identity == self.mailbox.identity)
         });
-        if !at_home && self.mailbox.asleep.swap(false, Ordering::SeqCst) {
+        if at_home {
+            self.mailbox.hand_over.wake_main_here();
+        } else if self.mailbox.hand_over.wake_main() {
             ring_bell(&self.mailbox.bell);
         }
     }

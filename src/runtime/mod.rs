@@ -9,11 +9,15 @@
 //! read and written by ring operations, which own their buffers.
 
 mod channel;
+#[cfg(test)]
+mod channel_tests;
 mod core;
 mod file;
+mod handover;
 mod race;
 mod stream;
 mod timer;
+mod under;
 
 pub use self::channel::{Receiver, Sender, channel};
 pub use self::core::{Core, Mailbox, Task, TaskGroup, allowed_processors};

@@ -68,6 +68,11 @@ impl Stream {
         Stream { core, descriptor: Arc::new(descriptor) }
     }
 
+    /// Whom it is with, as long as it is connected.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        rustix::net::getpeername(&*self.descriptor).ok().flatten()?.try_into().ok()
+    }
+
     /// Takes what is there into the buffers, in order. None: nothing is there yet. Zero: the peer has finished.
     ///
     /// # Errors

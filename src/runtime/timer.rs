@@ -37,6 +37,11 @@ impl Timers {
         self.waiting.first_key_value().map(|(&(deadline, _), _)| deadline)
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -17,7 +17,8 @@ use super::reply::{Body, Committed, ReplyHead, write_problem};
 use super::server::{Door, Here, within};
 use super::target::Target;
 use super::{admin, follow, ingest, names};
-use crate::context::{Context, RequestId};
+use crate::context::{Context, Peer, RequestId};
+use crate::error::Error;
 use crate::runtime::{Either, Elapsed, Stream, race};
 
 /// How much is received at a time while heads or chunk lines are awaited, in bytes.
@@ -87,6 +88,8 @@ pub(super) enum Broken {
     Gone,
     /// The client took or sent nothing for too long.
     Stalled,
+    /// The context has ended: the node cuts what is left.
+    Ended,
 }
 
 impl From<Errno> for Broken {
@@ -98,6 +101,14 @@ impl From<Errno> for Broken {
 impl From<Elapsed> for Broken {
     fn from(_: Elapsed) -> Broken {
         Broken::Stalled
+    }
+}
+
+impl From<Error> for Broken {
+    /// Of a wait that ends with its context only.
+    fn from(error: Error) -> Broken {
+        tracing::debug!(%error, "cut");
+        Broken::Ended
     }
 }
 
@@ -115,6 +126,8 @@ pub(super) struct Connection {
     pub stream: Stream,
     pub input: Input,
     door: Door,
+    /// What it runs under, and all requests on it.
+    context: Context,
 }
 
 /// A request and what its answer needs.
@@ -135,8 +148,8 @@ pub(super) fn refuse(here: &Here, stream: &Stream) {
 }
 
 impl Connection {
-    pub fn new(here: Rc<Here>, stream: Stream, door: Door) -> Connection {
-        Connection { here, stream, input: Input::default(), door }
+    pub fn new(here: Rc<Here>, context: Context, stream: Stream, door: Door) -> Connection {
+        Connection { here, stream, input: Input::default(), door, context }
     }
 
     /// Serves requests until the connection ends.
@@ -146,8 +159,10 @@ impl Connection {
                 Ok(Some(Parsed::Complete { head, length })) => {
                     self.input.consume(length);
                     let id = self.here.next_request();
-                    let span = tracing::info_span!("request", id = %id);
-                    self.exchange(head, id).instrument(span).await
+                    // What a request has begun elsewhere and nobody waits for any more ends with it.
+                    let (context, _over) = self.context.with_value(id).with_cancel();
+                    let span = context.span();
+                    self.exchange(head, id, context).instrument(span).await
                 }
                 Ok(Some(Parsed::Refused { problem, method, version, length })) => {
                     self.input.consume(length);
@@ -217,9 +232,9 @@ impl Connection {
         }
     }
 
-    async fn exchange(&mut self, head: Head, id: RequestId) -> Result<Next, Broken> {
-        let context = Context::background().with_request(id);
-        tracing::debug!(method = %head.method, path = head.path, "request");
+    async fn exchange(&mut self, head: Head, id: RequestId, context: Context) -> Result<Next, Broken> {
+        let peer = context.value().map(|Peer(address)| tracing::field::display(address));
+        tracing::debug!(method = %head.method, path = head.path, peer, "request");
         let mut request = Request { head, id, context };
         if self.here.is_draining() {
             request.head.keep_alive = false;
@@ -329,13 +344,17 @@ impl Connection {
 
     /// Waits until the client can take more, for as long as a reader may stall.
     pub async fn writable(&self) -> Result<(), Broken> {
-        within(&self.here, self.here.config().reader_stall_seconds, self.stream.writable()).await??;
-        Ok(())
+        self.wait(self.here.config().reader_stall_seconds, self.stream.writable()).await
     }
 
     /// Waits until the client has sent more, for as long as a writer may stall.
     pub async fn readable(&self) -> Result<(), Broken> {
-        within(&self.here, self.here.config().writer_stall_seconds, self.stream.readable()).await??;
+        self.wait(self.here.config().writer_stall_seconds, self.stream.readable()).await
+    }
+
+    async fn wait(&self, seconds: u64, ready: impl Future<Output = Result<(), Errno>>) -> Result<(), Broken> {
+        let core = self.here.local.core();
+        core.under(&self.context, within(&self.here, seconds, ready)).await???;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use super::reply::{Body, Delimited, last_modified, stored_header};
 use super::server::within;
 use super::target::{ObjectQuery, Target};
 use super::transfer::{Ended, send_body};
+use crate::error::Kind;
 use crate::runtime::{Either, race};
 use crate::store::{Object, State};
 
@@ -129,9 +130,9 @@ async fn find(
         found => return Ok(found),
     }
     let Some(wait) = query.wait.filter(|wait| !wait.is_zero()) else { return Ok(Ok(None)) };
-    let begun = local.find_when_begun(&request.context, name);
-    let limit = race(local.core().sleep(wait), connection.here.drained(true));
-    let mut waited = pin!(race(begun, limit));
+    let operation = request.context.with_deadline(local.core().now() + wait);
+    let begun = local.find_when_begun(&operation, name);
+    let mut waited = pin!(race(begun, connection.here.drained(true)));
     let waited = match race(waited.as_mut(), connection.stream.peer_finished()).await {
         Either::First(waited) => waited,
         // A client may finish sending and wait for its answer all the same.
@@ -146,8 +147,9 @@ async fn find(
         Either::Second(_) => return Err(Broken::Gone),
     };
     Ok(match waited {
+        Either::First(Err(error)) if error.kind() == Kind::DeadlineExceeded => Ok(None),
         Either::First(object) => object.map(Some),
-        Either::Second(_) => Ok(None),
+        Either::Second(()) => Ok(None),
     })
 }
 

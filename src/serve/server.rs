@@ -13,10 +13,10 @@ use tracing::Instrument;
 use super::connection::{self, Connection};
 use super::reply::DateText;
 use crate::config::Config;
-use crate::context::RequestId;
+use crate::context::{Canceller, Context, Peer, RequestId};
 use crate::error::{Error, Kind, Result};
 use crate::ring::Descriptor;
-use crate::runtime::{Either, Listener, Pipe, Receiver, Sender, Stream, TaskGroup, channel, race};
+use crate::runtime::{Either, Listener, Pipe, Receiver, Sender, Stream, TaskGroup, channel, race, yield_now};
 use crate::store::{Engine, LocalStore, Registry, Store};
 
 /// How much a pipe between file and socket holds, in bytes.
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub config: Config,
     pub started: SystemTime,
     pub draining: AtomicBool,
+    /// What everything that is served runs under: the process.
+    process: (Context, Canceller),
     connections: Vec<Sender<(Door, Descriptor)>>,
     /// How many connections each core has, of both listeners.
     open: Vec<AtomicUsize>,
@@ -85,6 +87,7 @@ impl Server {
             data_open: AtomicUsize::new(0),
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
+            process: Context::background().with_cancel(),
             connections,
             config: config.clone(),
         });
@@ -258,6 +261,9 @@ async fn serve(
     if !here.connections.is_empty() {
         tracing::warn!(connections = here.connections.len(), "cut at the drain limit");
     }
+    // On whichever core: who waits learns why, which no dropped task would.
+    here.shared.process.1.cancel(Error::new(Kind::Closed, "the node has come to its drain limit"));
+    yield_now().await;
     // First what brings further connections, then those that are left.
     if let Some(door) = admin_door {
         door.cancel().await;
@@ -310,8 +316,17 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
 /// Every core: serves the connections that it is given.
 async fn receive(here: Rc<Here>, mut connections: Receiver<(Door, Descriptor)>) {
     let core = here.local.core().clone();
+    // A listener's part on each core, so that cores share no lock when connections come and go.
+    let data = here.shared.process.0.with_cancel();
+    let admin = here.shared.process.0.with_cancel();
     while let Some((door, descriptor)) = connections.receive().await {
         let stream = Stream::new(core.clone(), descriptor);
+        let (listener, _) = if door == Door::Data { &data } else { &admin };
+        let listener = match stream.peer() {
+            Some(address) => listener.with_value(Peer(address)),
+            None => listener.clone(),
+        };
+        let (context, over) = listener.with_cancel();
         let counted = Counted::new(&here, door);
         let serving = here.clone();
         let span = match door {
@@ -319,8 +334,8 @@ async fn receive(here: Rc<Here>, mut connections: Receiver<(Door, Descriptor)>) 
             Door::Admin => tracing::debug_span!("admin"),
         };
         let task = async move {
-            let _counted = counted;
-            Connection::new(serving, stream, door).serve().await;
+            let (_counted, _over) = (counted, over);
+            Connection::new(serving, context, stream, door).serve().await;
         };
         here.connections.spawn(&core, task.instrument(span));
     }

@@ -70,7 +70,7 @@ pub(super) async fn send_body(
         });
     if tells_end && remaining == 0 {
         // Here the head itself is the end.
-        if reader.more(context, 0).await == More::Interrupted {
+        if reader.more(context, 0).await? == More::Interrupted {
             return Ok(Ended::Interrupted);
         }
     }
@@ -104,9 +104,9 @@ pub(super) async fn send_body(
         // What is held back is the last byte, so it only counts when everything else was sent.
         let held_back = if remaining == held_back { held_back } else { 0 };
         let more = match has_finished {
-            true => reader.more(context, held_back).await,
+            true => reader.more(context, held_back).await?,
             false => match race(reader.more(context, held_back), finished.as_mut()).await {
-                Either::First(more) => more,
+                Either::First(more) => more?,
                 // A client may finish sending and go on reading. One that has closed looks the same, until the next
                 // bytes are sent to it.
                 Either::Second(Ok(())) if connection.stream.is_connected() => {

@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::catalog::{Page, Read};
 use super::commits::{Commits, Live, Note};
 use super::extents::Extent;
@@ -116,9 +118,10 @@ impl LocalStore {
                 Message::Grown(generation) => self.commits.grown().wake(&generation),
                 Message::Begun(name) => self.names.wake(&name),
                 Message::Forget(name) => drop(self.objects.borrow_mut().forget(&name)),
-                Message::Delete(objects, done, refusals) => {
-                    let local = self.clone();
-                    self.spawn(async move { local.delete_here(objects, done, refusals).await });
+                Message::Delete(context, objects, done, refusals) => {
+                    let (local, span) = (self.clone(), context.span());
+                    let deletion = async move { local.delete_here(&context, objects, done, refusals).await };
+                    self.spawn(deletion.instrument(span));
                 }
                 Message::Supersede(objects) => self.delete_superseded(objects),
                 Message::Call(call) => call(&self),
@@ -171,7 +174,8 @@ impl LocalStore {
     ///
     /// # Errors
     /// [`Kind::Exists`] with `only_if_absent` where the name serves something; [`Kind::NoSpace`];
-    /// [`Kind::ReadOnly`].
+    /// [`Kind::ReadOnly`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, and then nothing was
+    /// begun.
     pub async fn create(
         self: &Rc<Self>,
         context: &Context,
@@ -185,10 +189,10 @@ impl LocalStore {
             return Err(Error::new(Kind::InvalidArgument, "the metadata is too long"));
         }
         let pin = match only_if_absent {
-            true => Some(self.complete(&name).await?),
+            true => Some(self.core.under(context, self.complete(&name)).await??),
             false => None,
         };
-        self.wait_for_catalog().await;
+        self.core.under(context, self.wait_for_catalog()).await?;
         // A body that is told to be long gets its room before any of it is taken.
         let promise = match metadata.declared_length {
             Some(length) if length > self.log.payload_length_max() as u64 => {
@@ -219,6 +223,7 @@ impl LocalStore {
         match appended {
             Ok(Some(appended)) => {
                 self.metrics.objects_live.increment();
+                tracing::debug!(object = %live.object.name(), generation, "begun");
                 self.announce_name(live.object.name(), awaited);
                 self.complete_later(live.object.name());
                 Ok(Writer::new(self.clone(), live, appended.sequence, promise))
@@ -295,8 +300,13 @@ impl LocalStore {
     /// The generation that a name serves.
     ///
     /// # Errors
-    /// What the catalog's disk says; [`Kind::Closed`].
-    pub async fn find(&self, _context: &Context, name: &Name) -> Result<Option<Arc<Object>>> {
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn find(&self, context: &Context, name: &Name) -> Result<Option<Arc<Object>>> {
+        self.core.under(context, self.look_up(name)).await?
+    }
+
+    async fn look_up(&self, name: &Name) -> Result<Option<Arc<Object>>> {
         match self.shared.namespace().find(name) {
             Look::Found(object) => return Ok(Some(object)),
             Look::Nothing => return Ok(None),
@@ -320,8 +330,13 @@ impl LocalStore {
     /// Waits until a name serves something. Dropping the future leaves nothing behind.
     ///
     /// # Errors
-    /// What the catalog's disk says; [`Kind::Closed`].
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context, which leave nothing behind either.
     pub async fn find_when_begun(&self, context: &Context, name: &Name) -> Result<Arc<Object>> {
+        self.core.under(context, self.begun(name)).await?
+    }
+
+    async fn begun(&self, name: &Name) -> Result<Arc<Object>> {
         let _leaving = LeaveName { local: self, name };
         let (shared, core, wanted) = (self.shared.clone(), self.core.index(), name.clone());
         let mut begun = pin!(self.names.wait(name.clone(), move |registered| {
@@ -335,7 +350,7 @@ impl LocalStore {
             }
         }));
         // The wait is registered before the catalog is asked, so that nothing falls in between.
-        match race(begun.as_mut(), self.find(context, name)).await {
+        match race(begun.as_mut(), self.look_up(name)).await {
             Either::First(object) => Ok(object),
             Either::Second(Err(error)) => Err(error),
             Either::Second(Ok(Some(object))) => Ok(object),
@@ -409,17 +424,20 @@ impl LocalStore {
     /// The page of a bucket that is asked for.
     ///
     /// # Errors
-    /// What the catalog's disk says; [`Kind::Closed`].
-    pub async fn list(&self, _context: &Context, bucket: &str, query: &ListingQuery) -> Result<Page> {
-        self.shared.ask(|answer| Read::List(bucket.to_owned(), query.clone(), answer)).await
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn list(&self, context: &Context, bucket: &str, query: &ListingQuery) -> Result<Page> {
+        let page = self.shared.ask(|answer| Read::List(bucket.to_owned(), query.clone(), answer));
+        self.core.under(context, page).await?
     }
 
     /// All buckets that hold something, in order.
     ///
     /// # Errors
-    /// What the catalog's disk says; [`Kind::Closed`].
-    pub async fn buckets(&self, _context: &Context) -> Result<Vec<String>> {
-        self.shared.ask(Read::Buckets).await
+    /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn buckets(&self, context: &Context) -> Result<Vec<String>> {
+        self.core.under(context, self.shared.ask(Read::Buckets)).await?
     }
 
     /// Deletes one generation of a name, if it is there and sealed; answers whether it was. When this returns the
@@ -433,7 +451,7 @@ impl LocalStore {
             return Ok(false);
         };
         drop(pin);
-        self.delete_objects(vec![object]).await?;
+        self.delete_objects(&Context::background(), vec![object]).await?;
         Ok(true)
     }
 
@@ -448,32 +466,40 @@ impl LocalStore {
     /// deletion undone, or to go on by itself.
     ///
     /// # Errors
-    /// [`Kind::NotFound`]; [`Kind::NoSpace`]; the failure of a log, and then the deletion may be undone by a restart.
-    pub async fn delete(&self, _context: &Context, name: &Name) -> Result<()> {
-        let pin = self.complete(name).await?;
+    /// [`Kind::NotFound`]; [`Kind::NoSpace`]; the failure of a log, and then a restart may find some generations
+    /// deleted; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context: where that had ended before,
+    /// nothing is deleted, and otherwise nothing, or the deletion goes on by itself.
+    pub async fn delete(&self, context: &Context, name: &Name) -> Result<()> {
+        let pin = self.core.under(context, self.complete(name)).await??;
         let objects = self.shared.namespace().to_be_deleted(name);
         drop(pin);
         if objects.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("there is no object {name}")));
         }
-        self.delete_objects(objects).await
+        self.delete_objects(context, objects).await
     }
 
-    /// Has deletions logged, and waits until they are durable.
-    async fn delete_objects(&self, objects: Vec<Arc<Object>>) -> Result<()> {
+    /// Has deletions logged, and waits under the context until they are durable. They are logged also when that ends.
+    async fn delete_objects(&self, context: &Context, objects: Vec<Arc<Object>>) -> Result<()> {
         let (done, mut outcomes) = channel();
-        self.shared.send(self.core.index(), Message::Delete(objects, done, 0));
+        self.shared.send(self.core.index(), Message::Delete(context.detached(), objects, done, 0));
         let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
-        outcomes.receive().await.unwrap_or_else(|| Err(gone()))
+        self.core.under(context, outcomes.receive()).await?.unwrap_or_else(|| Err(gone()))
     }
 
     /// Logs deletions here, or on the next core where there is no room.
-    async fn delete_here(&self, objects: Vec<Arc<Object>>, done: Sender<Result<()>>, refusals: usize) {
-        let outcome = self.log_deletions(&objects).await;
+    async fn delete_here(
+        &self,
+        context: &Context,
+        objects: Vec<Arc<Object>>,
+        done: Sender<Result<()>>,
+        refusals: usize,
+    ) {
+        let outcome = self.log_deletions(context, &objects).await;
         let has_no_room = outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
         if has_no_room && refusals + 1 < self.shared.cores() {
             let next = (self.core.index() + 1) % self.shared.cores();
-            self.shared.send(next, Message::Delete(objects, done, refusals + 1));
+            self.shared.send(next, Message::Delete(context.clone(), objects, done, refusals + 1));
         } else {
             done.send(outcome);
         }
@@ -484,7 +510,7 @@ impl LocalStore {
         let local = self.clone();
         self.spawn(async move {
             loop {
-                match local.delete_objects(objects.clone()).await {
+                match local.delete_objects(&Context::background(), objects.clone()).await {
                     Err(error) if error.kind() == Kind::NoSpace => local.core.sleep(DELETION_PAUSE).await,
                     Err(error) => {
                         tracing::warn!(object = %objects[0].name(), %error, "what is superseded could not be deleted");
@@ -498,10 +524,12 @@ impl LocalStore {
 
     /// Logs deletions on this core, and waits until they are durable. They are in the order of the generations, so a
     /// crash in between leaves the newest: a name never falls back to an older one.
-    async fn log_deletions(&self, objects: &[Arc<Object>]) -> Result<()> {
+    async fn log_deletions(&self, context: &Context, objects: &[Arc<Object>]) -> Result<()> {
         for object in objects {
             let generation = object.generation();
-            self.log_record(RecordKind::Delete, generation, || Note::Delete(object.clone())).await?;
+            tracing::debug!(object = %object.name(), generation, "a deletion is logged");
+            let note = || Note::Delete(object.clone());
+            self.log_record(context, RecordKind::Delete, generation, note).await?;
         }
         Ok(())
     }
@@ -509,7 +537,8 @@ impl LocalStore {
     /// Logs the deletion of a generation once more, which was logged in the segment with this number, and waits
     /// until it is durable.
     pub(super) async fn log_tombstone(&self, generation: u64, from: u64) -> Result<()> {
-        self.log_record(RecordKind::Delete, generation, || Note::Tombstone { generation, from }).await
+        let note = || Note::Tombstone { generation, from };
+        self.log_record(&Context::background(), RecordKind::Delete, generation, note).await
     }
 
     /// Logs a record once more, and waits until it is durable.
@@ -537,15 +566,20 @@ impl LocalStore {
         }
     }
 
-    async fn log_record(&self, kind: RecordKind, generation: u64, note: impl Fn() -> Note) -> Result<()> {
-        let context = Context::background();
+    async fn log_record(
+        &self,
+        context: &Context,
+        kind: RecordKind,
+        generation: u64,
+        note: impl Fn() -> Note,
+    ) -> Result<()> {
         loop {
-            self.log.room(&context, 0, true).await?;
+            self.log.room(context, 0, true).await?;
             let timestamp = microseconds(self.core.wall_clock());
             let describe = |length| (record(kind, length, generation, 0, timestamp), note());
             let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)?;
             if let Some(appended) = appended {
-                return self.log.acknowledged(&context, appended.sequence).await;
+                return self.log.acknowledged(context, appended.sequence).await;
             }
         }
     }
@@ -583,12 +617,16 @@ impl LocalStore {
                     break Err(error);
                 }
             };
-            if let Err(error) = outcome {
-                tracing::warn!(object = %live.object.name(), %error, "an interruption could not be logged");
-                local.end_without_log(&live);
+            match outcome {
+                Ok(()) => tracing::debug!(object = %live.object.name(), length, "interrupted"),
+                Err(error) => {
+                    tracing::warn!(object = %live.object.name(), %error, "an interruption could not be logged");
+                    local.end_without_log(&live);
+                }
             }
         };
-        self.endings.spawn(&self.core, task);
+        // The writer was dropped by whoever wrote: the lines of its end are that request's too.
+        self.endings.spawn(&self.core, task.in_current_span());
     }
 
     /// Ends an object as interrupted though that could not be logged.
@@ -700,19 +738,25 @@ pub(super) type Answer<T> = Sender<Result<T>>;
 
 /// Runs an asynchronous call on a core and waits for its answer; from any thread or runtime. Dropping the future
 /// leaves the call to run to its end, which is that of the store at the latest.
+///
+/// The call is given the context and waits under it there, by the core's timers: so a deadline holds on a runtime
+/// without any, and the answer tells how far the call came. Its log lines carry the context's request.
 pub(super) async fn call_on<T, F>(
+    context: &Context,
     shared: &Shared,
     core: usize,
-    call: impl FnOnce(Rc<LocalStore>) -> F + Send + 'static,
+    call: impl FnOnce(Rc<LocalStore>, Context) -> F + Send + 'static,
 ) -> Result<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<T>> + 'static,
 {
     let (answer, mut answers): (Answer<T>, _) = channel();
+    let context = context.clone();
     shared.call(core, move |local| {
-        let future = call(local.clone());
-        local.spawn(async move { answer.send(future.await) });
+        let span = context.span();
+        let future = call(local.clone(), context);
+        local.spawn(async move { answer.send(future.await) }.instrument(span));
     });
     match answers.receive().await {
         Some(outcome) => outcome,

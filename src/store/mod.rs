@@ -21,6 +21,7 @@ pub mod name;
 pub mod namespace;
 mod object;
 pub mod offline;
+mod progress;
 mod reader;
 mod reclaim;
 mod recover;

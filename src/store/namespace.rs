@@ -356,11 +356,6 @@ impl Namespace {
             .cloned()
             .collect()
     }
-
-    /// How many names have an entry.
-    pub fn len(&self) -> usize {
-        self.lock().entries.len()
-    }
 }
 
 /// The generation that is served of these, which are in ascending order.
@@ -449,16 +444,16 @@ mod tests {
         namespace.begin(&object, false).unwrap();
         object.set_stored(true);
         namespace.is_stored(&object);
-        assert_eq!(namespace.len(), 1, "what the catalog has is not known yet");
+        assert_eq!(namespace.lock().entries.len(), 1, "what the catalog has is not known yet");
         let pin = name();
         let pin = namespace.pin(&pin);
         namespace.complete(&name(), &[]);
-        assert_eq!(namespace.len(), 1, "it is pinned");
+        assert_eq!(namespace.lock().entries.len(), 1, "it is pinned");
         let listing = namespace.list();
         drop(pin);
-        assert_eq!(namespace.len(), 1, "a listing is being made");
+        assert_eq!(namespace.lock().entries.len(), 1, "a listing is being made");
         drop(listing);
-        assert_eq!(namespace.len(), 0);
+        assert_eq!(namespace.lock().entries.len(), 0);
     }
 
     #[test]
@@ -473,7 +468,7 @@ mod tests {
         assert_eq!(found(namespace.find(&name())), None);
         assert!(namespace.to_be_deleted(&name()).is_empty(), "the name is gone");
         namespace.deletion_is_stored(&objects[0]);
-        assert_eq!(namespace.len(), 0);
+        assert_eq!(namespace.lock().entries.len(), 0);
     }
 
     #[test]

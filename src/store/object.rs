@@ -1,6 +1,6 @@
 //! One generation of an object, as all cores see it.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::Write;
 use super::extents::Extents;
 use super::name::Name;
+use super::progress::Progress;
 use crate::runtime::Sender;
 
 /// What is kept with an object besides its bytes.
@@ -57,15 +58,12 @@ pub struct Object {
     name: Name,
     generation: u64,
     metadata: Metadata,
-    committed: AtomicU64,
-    state: AtomicU8,
+    progress: Progress,
     deleted: AtomicBool,
     durably_deleted: AtomicBool,
     /// The catalog has all of it.
     stored: AtomicBool,
     modified_microseconds: AtomicU64,
-    /// A bit for each core with readers that wait for more.
-    interest: AtomicU64,
     /// When the oldest bytes that no follower was sent yet were appended, in nanoseconds; 0 when there are none.
     fresh_since: AtomicU64,
     /// A bit for each core that keeps it in its cache.
@@ -83,13 +81,11 @@ impl Object {
             name,
             generation,
             metadata,
-            committed: AtomicU64::new(0),
-            state: AtomicU8::new(State::Live as u8),
+            progress: Progress::new(State::Live as u8, 0),
             deleted: AtomicBool::new(false),
             durably_deleted: AtomicBool::new(false),
             stored: AtomicBool::new(false),
             modified_microseconds: AtomicU64::new(created_microseconds),
-            interest: AtomicU64::new(0),
             fresh_since: AtomicU64::new(0),
             cached: AtomicU64::new(0),
             extents,
@@ -111,13 +107,11 @@ impl Object {
             name,
             generation,
             metadata,
-            committed: AtomicU64::new(length),
-            state: AtomicU8::new(state as u8),
+            progress: Progress::new(state as u8, length),
             deleted: AtomicBool::new(false),
             durably_deleted: AtomicBool::new(false),
             stored: AtomicBool::new(true),
             modified_microseconds: AtomicU64::new(modified_microseconds),
-            interest: AtomicU64::new(0),
             fresh_since: AtomicU64::new(0),
             cached: AtomicU64::new(0),
             extents,
@@ -142,13 +136,13 @@ impl Object {
 
     /// The watermark: everything before this offset is durable. It only grows.
     pub fn committed(&self) -> u64 {
-        self.committed.load(Ordering::SeqCst)
+        self.progress.committed()
     }
 
     /// Where it stands. Read this before [`Object::committed`]: a state other than live means that the watermark
     /// read after it is final.
     pub fn state(&self) -> State {
-        match self.state.load(Ordering::SeqCst) {
+        match self.progress.state() {
             0 => State::Live,
             1 => State::Sealed,
             _ => State::Interrupted,
@@ -219,21 +213,20 @@ impl Object {
         self.deleted.swap(true, Ordering::SeqCst)
     }
 
-    /// Advances the watermark. The one place where it changes.
+    /// Advances the watermark.
     pub(super) fn commit(&self, end: u64) {
-        let former = self.committed.swap(end, Ordering::SeqCst);
-        assert!(former <= end, "a watermark only grows");
+        self.progress.commit(end);
     }
 
     pub(super) fn end(&self, state: State, at_microseconds: u64) {
         self.modified_microseconds.store(at_microseconds, Ordering::Relaxed);
-        self.state.store(state as u8, Ordering::SeqCst);
+        self.progress.end(state as u8);
     }
 
     /// Notes when new bytes were appended (since the start of the store) that somebody waits for, for the latency
     /// to the first follower.
     pub(super) fn mark_fresh(&self, appended: Duration) {
-        if self.interest.load(Ordering::Relaxed) != 0 && self.fresh_since.load(Ordering::Relaxed) == 0 {
+        if self.progress.has_interest() && self.fresh_since.load(Ordering::Relaxed) == 0 {
             self.fresh_since.store(appended.as_nanos() as u64, Ordering::Relaxed);
         }
     }
@@ -251,17 +244,12 @@ impl Object {
 
     /// Says that readers on this core wait. Who calls this looks at the watermark once more afterwards.
     pub(super) fn add_interest(&self, core: usize) {
-        self.interest.fetch_or(1 << core, Ordering::SeqCst);
+        self.progress.add_interest(core);
     }
 
     /// Takes the cores whose readers wait. Who calls this has changed the watermark or the state before.
     pub(super) fn take_interest(&self) -> u64 {
-        // Mostly nobody waits; a load is cheaper than a swap. It cannot miss anybody: whoever registers after it
-        // sees the change that was made before it.
-        if self.interest.load(Ordering::SeqCst) == 0 {
-            return 0;
-        }
-        self.interest.swap(0, Ordering::SeqCst)
+        self.progress.take_interest()
     }
 }
 

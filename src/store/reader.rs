@@ -151,23 +151,26 @@ impl Reader {
 
     /// Waits until there is more, or it is clear that there never will be. With `held_back`, that many bytes do not
     /// count as more as long as the object is not sealed. Dropping the future leaves the registry.
-    pub async fn more(&self, _context: &Context, held_back: u64) -> More {
+    ///
+    /// # Errors
+    /// [`Kind::Cancelled`](crate::Kind::Cancelled) and [`Kind::DeadlineExceeded`](crate::Kind::DeadlineExceeded) from
+    /// the context: the reader stays where it is, and has left the registry.
+    pub async fn more(&self, context: &Context, held_back: u64) -> Result<More> {
         let (object, offset) = (self.object.clone(), self.offset);
-        self.local
-            .wait_for_growth(&self.object, move || {
-                // The state first: once it is not live, the watermark is final.
-                let state = object.state();
-                let available = object.committed().saturating_sub(offset);
-                if available > if state == State::Sealed { 0 } else { held_back } {
-                    return Some(More::Available);
-                }
-                match state {
-                    State::Live => None,
-                    State::Sealed => Some(More::Sealed),
-                    State::Interrupted => Some(More::Interrupted),
-                }
-            })
-            .await
+        let growth = self.local.wait_for_growth(&self.object, move || {
+            // The state first: once it is not live, the watermark is final.
+            let state = object.state();
+            let available = object.committed().saturating_sub(offset);
+            if available > if state == State::Sealed { 0 } else { held_back } {
+                return Some(More::Available);
+            }
+            match state {
+                State::Live => None,
+                State::Sealed => Some(More::Sealed),
+                State::Interrupted => Some(More::Interrupted),
+            }
+        });
+        self.local.core().under(context, growth).await
     }
 
     /// Notes that bytes that have just become durable are on their way to this follower.

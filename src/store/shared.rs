@@ -11,6 +11,7 @@ use super::local::LocalStore;
 use super::name::Name;
 use super::namespace::Namespace;
 use super::object::Object;
+use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Receiver, Sender, channel};
 
@@ -52,8 +53,9 @@ pub(super) enum Message {
     Begun(Name),
     /// This name is to be forgotten by the cache.
     Forget(Name),
-    /// The deletion of these objects is to be logged; then who asked is told. So many cores had no room for it.
-    Delete(Vec<Arc<Object>>, Sender<Result<()>>, usize),
+    /// The deletion of these objects is to be logged, on behalf of this request; then who asked is told. So many cores
+    /// had no room for it.
+    Delete(Context, Vec<Arc<Object>>, Sender<Result<()>>, usize),
     /// These objects were superseded: their deletion is to be logged when that is possible.
     Supersede(Vec<Arc<Object>>),
     /// Something to run here.

@@ -77,7 +77,7 @@ impl Writer {
     /// Waits until there may be room for an append of about `wanted` bytes. Dropping the future changes nothing.
     ///
     /// # Errors
-    /// [`Kind::NoSpace`]; the failure of the log.
+    /// [`Kind::NoSpace`]; the failure of the log; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context.
     pub async fn room(&self, context: &Context, wanted: usize) -> Result<()> {
         self.local.log().room(context, wanted, false).await
     }
@@ -85,12 +85,15 @@ impl Writer {
     /// Appends bytes, all or none of them, and waits until they are durable.
     ///
     /// Dropping the future: before all bytes are in the log, none of them are appended; after that all of them
-    /// are. [`Writer::offset`] says which.
+    /// are. [`Writer::offset`] says which. The same holds where the context ends: a context that has ended before
+    /// appends nothing, and one that ends while durability is awaited leaves an append that is whole, and becomes
+    /// durable all the same.
     ///
     /// # Errors
-    /// [`Kind::WrongState`] when the object was deleted; [`Kind::NoSpace`]; the failure of the log. Nothing is
-    /// appended then, unless the failure came after the bytes were in the log; then [`Writer::offset`] has grown,
-    /// and whether they are durable is unknown.
+    /// [`Kind::WrongState`] when the object was deleted; [`Kind::NoSpace`]; the failure of the log; [`Kind::Cancelled`]
+    /// and [`Kind::DeadlineExceeded`] from the context. Nothing is appended then, unless that came after the bytes
+    /// were in the log; then [`Writer::offset`] has grown, and whether they are durable is for
+    /// [`Writer::acknowledged`] to say.
     pub async fn append(&mut self, context: &Context, bytes: &[u8]) -> Result<()> {
         let timestamp = microseconds(self.local.core().wall_clock());
         self.append_whole(context, RecordKind::Append, timestamp, bytes).await?;
@@ -119,6 +122,7 @@ impl Writer {
         bytes: &[u8],
     ) -> Result<()> {
         let log = self.local.log().clone();
+        self.local.core().check(context)?;
         self.check_length(self.offset.saturating_add(bytes.len() as u64))?;
         let mut rest = bytes;
         let mut offset = self.offset;
@@ -163,23 +167,27 @@ impl Writer {
     /// Waits until everything that was appended is durable. Dropping the future changes nothing.
     ///
     /// # Errors
-    /// The failure of the log.
+    /// The failure of the log; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, which change
+    /// nothing either.
     pub async fn acknowledged(&self, context: &Context) -> Result<()> {
         self.local.log().acknowledged(context, self.sequence).await
     }
 
     /// Seals the object: it is complete, and its readers get a clean end. When this returns that is durable.
     ///
-    /// Dropping the future before the seal is in the log interrupts the object; after that it is sealed.
+    /// Dropping the future before the seal is in the log interrupts the object; after that it is sealed. The same
+    /// holds where the context ends; [`Object::state`] says which, once it is not live any more.
     ///
     /// # Errors
     /// [`Kind::WrongState`] when the object was deleted, or less was appended than the writer has declared; the
-    /// failure of the log. The object is interrupted then.
+    /// failure of the log. The object is interrupted then. [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from
+    /// the context.
     pub async fn seal(mut self, context: &Context) -> Result<Arc<Object>> {
         let declared = self.live.object.metadata().declared_length;
         if declared.is_some_and(|declared| declared != self.offset) {
             return Err(Error::new(Kind::WrongState, "less was appended than the length that was declared"));
         }
+        self.local.core().check(context)?;
         let sequence = loop {
             self.check_not_deleted()?;
             match self.local.append_end(&self.live, State::Sealed, self.offset)? {
@@ -190,7 +198,10 @@ impl Writer {
         self.ended = true;
         let outcome = self.local.log().acknowledged(context, sequence).await;
         if let Err(error) = outcome {
-            self.local.end_without_log(&self.live);
+            // Where only the wait has ended, the seal goes on to stable storage.
+            if !matches!(error.kind(), Kind::Cancelled | Kind::DeadlineExceeded) {
+                self.local.end_without_log(&self.live);
+            }
             return Err(error);
         }
         Ok(self.live.object.clone())

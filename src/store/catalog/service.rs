@@ -77,6 +77,9 @@ pub type Page = listing::Page<Listed>;
 /// Where an answer goes.
 pub type Answer<T> = Sender<Result<T>>;
 
+/// What looks at the catalog itself.
+pub type Inspector = Box<dyn FnOnce(Result<&View>) + Send>;
+
 /// A question to the catalog.
 pub enum Read {
     /// All generations of a name that the catalog has.
@@ -88,7 +91,7 @@ pub enum Read {
     /// All buckets that hold something.
     Buckets(Answer<Vec<String>>),
     /// Anything else.
-    Inspect(Box<dyn FnOnce(Result<&View>) + Send>),
+    Inspect(Inspector),
     /// Nothing more is asked.
     Close,
 }
