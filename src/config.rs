@@ -87,8 +87,8 @@ settings! {
     segment_bytes: Option<u64> = "auto", "SIZE", read_segment_size;
     /// Segments that each core keeps prepared ahead of its writers
     spare_segments: usize = "2", "COUNT", read_count;
-    /// What is kept of sealed objects, such as "cameras age=7d size=100GB; * age=30d"; nothing is deleted by default
-    retention: Retention = "", "RULES", read_retention;
+    /// What is deleted of sealed objects, oldest first, such as "cameras age=7d size=100GB; * age=30d"
+    retention: Retention = "none", "RULES", read_retention;
     /// Connections open at a time; further ones are refused
     connections_max: usize = "10000", "COUNT", read_count;
     /// The longest request line with its headers

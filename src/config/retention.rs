@@ -26,6 +26,9 @@ pub struct RetentionRule {
 
 /// Reads `cameras age=7d size=100GB; * age=30d`.
 pub(super) fn read_retention(text: &str) -> Result<Retention, String> {
+    if text.trim() == "none" {
+        return Ok(Retention::default());
+    }
     let rules = text.split(';').map(str::trim).filter(|rule| !rule.is_empty()).map(read_rule);
     Ok(Retention { rules: rules.collect::<Result<_, _>>()? })
 }
@@ -57,6 +60,9 @@ fn read_rule(text: &str) -> Result<RetentionRule, String> {
 
 impl fmt::Display for Retention {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rules.is_empty() {
+            return formatter.write_str("none");
+        }
         let rules: Vec<String> = self.rules.iter().map(ToString::to_string).collect();
         formatter.write_str(&rules.join("; "))
     }
@@ -87,7 +93,9 @@ mod tests {
             .collect();
         assert_eq!(rules, expected);
         assert_eq!(read_retention(&retention.to_string()).unwrap(), retention);
-        assert_eq!(read_retention("").unwrap(), Retention::default());
+        for nothing in ["", "none", &Retention::default().to_string()] {
+            assert_eq!(read_retention(nothing).unwrap(), Retention::default());
+        }
     }
 
     #[test]

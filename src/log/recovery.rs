@@ -254,7 +254,11 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
                 known.logs.get(&block.header.log).is_some_and(|&(next, _)| block.header.sequence < next);
             !**counts && !is_known
         });
-        let positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
+        let mut positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
+        // What a start has cut off is no damage, also when the segments behind it were used again.
+        if !resolution.gaps.iter().any(|gap| gap.behind == Some(index)) {
+            positions.extend(&scan.leftovers);
+        }
         if !positions.is_empty() {
             survey.void.push((scan.number, positions));
         }
@@ -398,6 +402,8 @@ struct Scan {
     /// Which use of the file, if its header is whole.
     epoch: Option<u64>,
     blocks: Vec<ScannedBlock>,
+    /// Where behind the last block something is left of others of the same use: torn writes, or damage.
+    leftovers: Vec<u64>,
     read_bytes: u64,
 }
 
@@ -533,7 +539,7 @@ async fn scan(
 ) -> std::result::Result<Scan, ScanError> {
     let mut window = Window::new(core, file);
     let mut blocks: Vec<ScannedBlock> = Vec::new();
-    let mut damage_follows = false;
+    let mut leftovers = Vec::new();
     if let Some(segment) = header {
         let mut position = SEGMENT_HEADER_LENGTH as u64;
         while position + ALIGNMENT as u64 <= segment.length {
@@ -552,14 +558,15 @@ async fn scan(
                     && position + u64::from(block.length) <= segment.length
             });
             let mut next = position + ALIGNMENT as u64;
-            damage_follows |=
-                plausible.is_some() || BlockHeader::was_in(bytes, store, segment.epoch, position);
+            if plausible.is_some() || BlockHeader::was_in(bytes, store, segment.epoch, position) {
+                leftovers.push(position);
+            }
             if let Some(header) = plausible {
                 let bytes = window.at(position, header.length as usize).await?;
                 if let Some(records) = records_of(&header, bytes) {
                     let is_whole = records.iter().all(|record| record.is_whole);
                     blocks.push(ScannedBlock { header, is_whole, damage_follows: false });
-                    damage_follows = false;
+                    leftovers.clear();
                     next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 }
             }
@@ -567,10 +574,10 @@ async fn scan(
         }
     }
     if let Some(last) = blocks.last_mut() {
-        last.damage_follows = damage_follows;
+        last.damage_follows = !leftovers.is_empty();
     }
     let epoch = header.map(|header| header.epoch);
-    Ok(Scan { number, epoch, blocks, read_bytes: window.read_bytes })
+    Ok(Scan { number, epoch, blocks, leftovers, read_bytes: window.read_bytes })
 }
 
 /// A block, and where it was found.

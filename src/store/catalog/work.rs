@@ -283,11 +283,15 @@ impl<'t> Work<'t> {
     ) -> Result<()> {
         let deleted = self.tables.deleted.get(generation).map_err(failure)?.map(|value| value.value());
         if let Some((place, former, seal_segment)) = deleted {
+            self.need_tombstone(segment, generation, place)?;
+            if former == 0 {
+                self.segment(place)?.tombstones -= 1; // it was kept for the creation that was to come
+            }
             if former != segment {
                 self.move_record(former, segment)?;
                 self.tables.deleted.insert(generation, (place, segment, seal_segment)).map_err(failure)?;
             }
-            return self.need_tombstone(segment, generation, place);
+            return Ok(());
         }
         if let Some(mut row) = self.take_object(generation)? {
             self.move_record(row.create_segment, segment)?;
@@ -443,6 +447,8 @@ impl<'t> Work<'t> {
             let end = self.tables.ends.remove(generation).map_err(failure)?.map(|value| value.value());
             let seal_segment = end.filter(|end| state_of(end.0) == State::Sealed).map_or(0, |end| end.3);
             self.tables.deleted.insert(generation, (place, 0, seal_segment)).map_err(failure)?;
+            // It is not known yet what creation this speaks of: until that, the deletion must not be lost.
+            self.segment(place)?.tombstones += 1;
             return Ok(());
         };
         self.need_tombstone(row.create_segment, generation, place)?;
@@ -482,8 +488,11 @@ impl<'t> Work<'t> {
     /// Lets go of the bytes of a deleted generation, which nobody reads any more.
     pub fn purge(&mut self, generation: u64) -> Result<()> {
         let Some(deleted) = self.tables.deleted.remove(generation).map_err(failure)? else { return Ok(()) };
-        let (_, create_segment, seal_segment) = deleted.value();
+        let (place, create_segment, seal_segment) = deleted.value();
         drop(deleted);
+        if create_segment == 0 {
+            self.segment(place)?.tombstones -= 1;
+        }
         for segment in [create_segment, seal_segment] {
             if segment != 0 {
                 self.segment(segment)?.live_records -= 1;
