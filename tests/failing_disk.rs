@@ -220,7 +220,6 @@ fn a_block_that_cannot_be_written_anywhere_is_named_in_log_metrics_and_readiness
 }
 
 #[test]
-#[ignore = "what a refused deletion was about is not served any more, and comes back with the next start"]
 fn a_deletion_that_is_refused_has_not_happened() {
     let Some(disk) = Disk::new(FileSystem::Ext4, DISK_BYTES) else { return };
     let server = Server::start_small_at(&disk.path().join("data"), &[], &[]);

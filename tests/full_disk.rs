@@ -139,25 +139,21 @@ fn fill_and_kill(file_system: FileSystem, disk_bytes: u64, filling_length: usize
 }
 
 #[test]
-#[ignore = "the reserve for deletions lasts for 64 of them; what is refused is gone until a restart brings it back"]
 fn a_full_ext4_can_always_be_emptied() {
     fill_and_empty(FileSystem::Ext4, 256 << 20, 4 << 20, rounds(4), false);
 }
 
 #[test]
-#[ignore = "the reserve for deletions lasts for 64 of them; what is refused is gone until a restart brings it back"]
 fn a_full_xfs_can_always_be_emptied() {
     fill_and_empty(FileSystem::Xfs, 320 << 20, 4 << 20, rounds(4), false);
 }
 
 #[test]
-#[ignore = "after a start on a full disk a core may have no segment, and the deletions that are its own answer 507"]
 fn a_full_ext4_can_be_emptied_after_a_kill_and_a_start() {
     fill_and_empty(FileSystem::Ext4, 256 << 20, 4 << 20, rounds(4), true);
 }
 
 #[test]
-#[ignore = "after a start on a full disk a core may have no segment, and the deletions that are its own answer 507"]
 fn a_full_xfs_can_be_emptied_after_a_kill_and_a_start() {
     fill_and_empty(FileSystem::Xfs, 320 << 20, 4 << 20, rounds(4), true);
 }

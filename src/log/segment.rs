@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::format::{ALIGNMENT, SEGMENT_HEADER_LENGTH, SegmentHeader};
-use crate::errno::policy;
+use crate::errno::{Policy, policy};
 use crate::error::{Error, Kind, Result};
 use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Region};
 use crate::runtime::{Core, Sender, channel};
@@ -314,6 +314,11 @@ impl Space {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
     }
 
+    /// Puts a free segment where it is taken after all others.
+    fn put_last(&self, empty: Empty) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).insert(0, empty);
+    }
+
     fn take_free(&self) -> Option<Empty> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
@@ -530,6 +535,21 @@ impl Keeper {
         if let Some(error) = self.failure() {
             return Err(error);
         }
+        // One that has holes may find no room for them where another one needs none.
+        for _ in 1..self.space.free_segments() {
+            let Some(mut empty) = self.space.take_free() else { break };
+            match self.prepare_file(&mut empty).await {
+                Ok(prepared) => {
+                    self.failures.set(0);
+                    return Ok(prepared);
+                }
+                Err((_, errno)) if policy(errno) == Policy::NoRoom => self.space.put_last(empty),
+                Err(_) => {
+                    self.space.put_last(empty);
+                    break;
+                }
+            }
+        }
         let mut empty = self.space.take_free().unwrap_or_else(|| Empty {
             number: self.space.next_number.fetch_add(1, Ordering::Relaxed),
             is_durable: false,
@@ -545,7 +565,7 @@ impl Keeper {
                 // What exists of it can be used when there is room again. A file that fails otherwise is left as it
                 // is, and the next attempt takes another.
                 if policy(errno).is_for_now() {
-                    self.space.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+                    self.space.put_last(empty);
                     return Err(error);
                 }
                 tracing::error!(%error, "a segment could not be prepared");

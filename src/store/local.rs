@@ -522,8 +522,7 @@ impl LocalStore {
         });
     }
 
-    /// Logs deletions on this core, and waits until they are durable. They are in the order of the generations, so a
-    /// crash in between leaves the newest: a name never falls back to an older one.
+    /// Logs deletions on this core, one after the other, and waits until they are durable.
     async fn log_deletions(&self, context: &Context, objects: &[Arc<Object>]) -> Result<()> {
         for object in objects {
             let generation = object.generation();

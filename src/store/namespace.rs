@@ -254,8 +254,9 @@ impl Namespace {
         superseded
     }
 
-    /// All generations of a name that a deletion must be logged of, in ascending order, of a complete entry: what it
-    /// holds, and what was superseded and is not durably deleted. Nothing, if the name serves nothing.
+    /// All generations of a name that a deletion must be logged of, of a complete entry: what it holds, and what was
+    /// superseded and is not durably deleted. In such an order that the one which is served comes last: a crash in
+    /// between does not bring another one to light. Nothing, if the name serves nothing.
     pub fn to_be_deleted(&self, name: &Name) -> Vec<Arc<Object>> {
         let inner = self.lock();
         let Some(entry) = inner.entries.get(name).filter(|entry| !entry.generations.is_empty()) else {
@@ -263,7 +264,7 @@ impl Namespace {
         };
         let superseded = entry.deleted.iter().filter(|object| !object.is_durably_deleted());
         let mut all: Vec<_> = entry.generations.iter().chain(superseded).cloned().collect();
-        all.sort_by_key(|object| object.generation());
+        all.sort_by_key(|object| (object.state() != State::Interrupted, object.generation()));
         all
     }
 
@@ -498,6 +499,13 @@ mod tests {
         namespace.begin(&object(3, State::Live), false).unwrap();
         namespace.deletion_is_durable(&superseded[0]);
         assert_eq!(generations(&namespace.to_be_deleted(&name())), [2, 3]);
+    }
+
+    #[test]
+    fn of_a_name_that_is_deleted_the_served_generation_goes_last() {
+        use State::{Interrupted, Sealed};
+        let namespace = namespace(0, &[Interrupted, Sealed, Interrupted]);
+        assert_eq!(generations(&namespace.to_be_deleted(&name())), [1, 3, 2]);
     }
 
     #[test]

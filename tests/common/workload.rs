@@ -238,22 +238,12 @@ struct Names {
     served: BTreeMap<String, Vec<Served>>,
     /// What lies below that: what was superseded, and failed replacements.
     below: BTreeMap<String, Vec<Served>>,
-    /// What deletions were about that were refused: a start may bring it back, whatever has happened since.
-    refused_deletions: BTreeMap<String, Vec<Served>>,
     generations: Vec<u64>,
-    deletions_are_whole: bool,
 }
 
 impl Names {
     fn new(bucket: String) -> Names {
-        Names {
-            bucket,
-            served: BTreeMap::new(),
-            below: BTreeMap::new(),
-            refused_deletions: BTreeMap::new(),
-            generations: Vec::new(),
-            deletions_are_whole: false,
-        }
+        Names { bucket, served: BTreeMap::new(), below: BTreeMap::new(), generations: Vec::new() }
     }
 
     fn possible(&self, path: &str) -> Vec<Served> {
@@ -300,11 +290,7 @@ impl Names {
 
     /// Deletes a name. False: the server is gone.
     fn delete(&mut self, path: &str, load: &Load, connection: &mut Option<Connection>) -> bool {
-        let mut former = self.possible(path);
-        if !self.deletions_are_whole {
-            // A deletion that is not answered may have happened to some generations of a name and not to others.
-            former.extend(self.below.get(path).into_iter().flatten().cloned());
-        }
+        let former = self.possible(path);
         let asked_for = [&former[..], &[Served::Nothing]].concat();
         self.set(path, asked_for);
         let request = format!("DELETE {path} HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -312,7 +298,6 @@ impl Names {
             return false;
         };
         if response.head.status == 404 {
-            // Where a deletion was refused before, a restart may bring back what is not there now.
             let says_why = former.contains(&Served::Nothing);
             assert!(says_why, "{path} is not there to be deleted, and should be {former:?}");
         } else if load.is_done(path, &response, 204) {
@@ -321,9 +306,6 @@ impl Names {
         } else {
             let may = load.may_fail() || load.room == Room::None;
             assert!(may, "a full disk can be emptied, but {path} could not be deleted");
-            if !self.deletions_are_whole {
-                self.refused_deletions.entry(path.to_owned()).or_default().extend(former);
-            }
         }
         true
     }
@@ -351,7 +333,6 @@ impl Names {
         for (path, possible) in &mut self.served {
             let response = server.get(path);
             assert_eq!(response.end, End::Clean, "{path}: {response:?}");
-            possible.extend(self.refused_deletions.remove(path).unwrap_or_default());
             let Some(found) = possible.iter().find_map(|served| served.found_in(&response)) else {
                 let looks_like =
                     self.below.get(path).into_iter().flatten().chain(&*possible).filter(|served| {
@@ -754,15 +735,6 @@ impl Crowd {
             streams: streams.collect(),
             random: Random::new(seed),
             newest_generation: 0,
-        }
-    }
-
-    /// From now on a deletion that is refused or not answered must have happened as a whole or not at all. Today that
-    /// is not so: it may have happened to some generations of a name, and what was refused is gone until a start.
-    pub fn expect_whole_deletions(&mut self) {
-        let objects = self.objects.iter_mut().map(|client| &mut client.names);
-        for names in objects.chain(self.streams.iter_mut().map(|client| &mut client.names)) {
-            names.deletions_are_whole = true;
         }
     }
 
