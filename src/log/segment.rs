@@ -139,12 +139,11 @@ struct Making<'a> {
 
 impl<'a> Making<'a> {
     /// None: there is no room for so many more bytes, beside the reserve.
-    fn begin(space: &'a Space, core: &Core, bytes: u64) -> Option<Making<'a>> {
-        let settings = &space.settings;
+    fn begin(space: &'a Space, core: &Core, bytes: u64, reserve_bytes: u64) -> Option<Making<'a>> {
         let others = space.making.fetch_add(bytes, Ordering::SeqCst);
         let making = Making { space, bytes };
-        let free_bytes = core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
-        (free_bytes >= others + bytes + settings.reserve_bytes).then_some(making)
+        let free_bytes = core.free_bytes(&space.settings.folder).unwrap_or(u64::MAX);
+        (free_bytes >= others + bytes + reserve_bytes).then_some(making)
     }
 }
 
@@ -228,10 +227,9 @@ impl Space {
     /// The segment with this number, in this use of it.
     pub fn segment(self: &Arc<Self>, number: u64, epoch: u64) -> Arc<Segment> {
         let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(segment) = in_use.get(&number).and_then(Weak::upgrade)
-            && segment.epoch == epoch
-        {
-            return segment;
+        let known = in_use.get(&number).and_then(Weak::upgrade);
+        if let Some(segment) = known.as_ref().filter(|segment| segment.epoch == epoch) {
+            return segment.clone();
         }
         let segment = Arc::new(Segment {
             number,
@@ -241,7 +239,10 @@ impl Space {
             has_failed: AtomicBool::new(false),
             space: self.clone(),
         });
-        in_use.insert(number, Arc::downgrade(&segment));
+        // Who comes with an earlier use, of a view that is out of date, does not take its place.
+        if known.is_none_or(|known| known.epoch < epoch) {
+            in_use.insert(number, Arc::downgrade(&segment));
+        }
         segment
     }
 
@@ -357,6 +358,8 @@ pub struct Keeper {
     failures: Cell<u32>,
     preparing: Cell<bool>,
     is_released: Cell<bool>,
+    /// The log has no segment for a record without a payload.
+    is_needed_for_deletions: Cell<bool>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -377,6 +380,7 @@ impl Keeper {
             failures: Cell::new(0),
             preparing: Cell::new(false),
             is_released: Cell::new(false),
+            is_needed_for_deletions: Cell::new(false),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -451,6 +455,11 @@ impl Keeper {
             self.work.send(());
         }
         prepared
+    }
+
+    /// Says whether the log has no segment even for a record without a payload.
+    pub(super) fn set_needed_for_deletions(&self, is_needed: bool) {
+        self.is_needed_for_deletions.set(is_needed);
     }
 
     /// Says that the log waits for a segment.
@@ -594,9 +603,13 @@ impl Keeper {
         // What was punched out is initialised again like the rest: a block written to it would change metadata.
         let allocated_bytes = self.core.allocated_bytes(&writing).unwrap_or(0).min(settings.segment_bytes);
         if !empty.is_durable || !is_whole || allocated_bytes < settings.segment_bytes {
-            let Some(_making) =
-                Making::begin(&self.space, &self.core, settings.segment_bytes - allocated_bytes)
-            else {
+            // Half of the reserve is for a log that has no segment at all for a deletion.
+            let reserve_bytes = match self.is_needed_for_deletions.get() && self.prepared() == 0 {
+                true => settings.reserve_bytes / 2,
+                false => settings.reserve_bytes,
+            };
+            let missing_bytes = settings.segment_bytes - allocated_bytes;
+            let Some(_making) = Making::begin(&self.space, &self.core, missing_bytes, reserve_bytes) else {
                 return Err(("cannot make room for", Errno::NOSPC));
             };
             empty.is_durable = false;

@@ -543,7 +543,9 @@ impl<S: Sink> Log<S> {
             self.keeper.hurry();
             return false;
         }
-        let Some(prepared) = self.keeper.take() else { return false };
+        let taken = self.keeper.take();
+        self.keeper.set_needed_for_deletions(taken.is_none() && !is_data);
+        let Some(prepared) = taken else { return false };
         let next = Active { is_reserve, ..self.activate(prepared) };
         if let Some(former) = state.active.replace(next)
             && former.in_flight == 0

@@ -100,7 +100,7 @@ impl Folder {
             catalog: path.join(CATALOG),
             store: marker.store,
             segment_bytes: marker.segment_bytes,
-            reserve_bytes: (disk_bytes / 32).clamp(8 << 20, 256 << 20),
+            reserve_bytes: (disk_bytes / 32).clamp(16 << 20, 1 << 30),
             direct,
             may_splice: direct && (file_system == EXT4 || file_system == XFS),
             _lock: lock,

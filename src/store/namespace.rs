@@ -35,6 +35,8 @@ struct Inner {
     listings: usize,
     /// Entries that might leave after that.
     leaving: Vec<Name>,
+    /// Deletions that the catalog has learned of since, which a view of it from before does not show.
+    deletions_stored: Vec<(Name, u64)>,
 }
 
 #[derive(Default)]
@@ -95,6 +97,9 @@ impl Drop for Listing<'_> {
         let mut inner = self.namespace.lock();
         inner.listings -= 1;
         if inner.listings == 0 {
+            for (name, generation) in std::mem::take(&mut inner.deletions_stored) {
+                inner.forget_deleted(&name, generation);
+            }
             for name in std::mem::take(&mut inner.leaving) {
                 inner.leave_if_possible(&name);
             }
@@ -106,6 +111,14 @@ impl Inner {
     /// The entries from a place on.
     fn from<'p>(&self, place: Bound<&(dyn Place + 'p)>) -> Range<'_, Name, Entry> {
         self.entries.range::<dyn Place + 'p, _>((place, Bound::Unbounded))
+    }
+
+    /// The catalog does not show this generation any more.
+    fn forget_deleted(&mut self, name: &Name, generation: u64) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.deleted.retain(|other| other.generation() != generation);
+        }
+        self.leave_if_possible(name);
     }
 
     fn leave_if_possible(&mut self, name: &Name) {
@@ -292,10 +305,11 @@ impl Namespace {
     /// The catalog knows that this generation is deleted.
     pub fn deletion_is_stored(&self, object: &Object) {
         let mut inner = self.lock();
-        if let Some(entry) = inner.entries.get_mut(object.name()) {
-            entry.deleted.retain(|other| other.generation() != object.generation());
+        if inner.listings > 0 {
+            inner.deletions_stored.push((object.name().clone(), object.generation()));
+        } else {
+            inner.forget_deleted(object.name(), object.generation());
         }
-        inner.leave_if_possible(object.name());
     }
 
     /// The catalog knows all of this generation.
@@ -470,6 +484,24 @@ mod tests {
         assert!(namespace.to_be_deleted(&name()).is_empty(), "the name is gone");
         namespace.deletion_is_stored(&objects[0]);
         assert_eq!(namespace.lock().entries.len(), 0);
+    }
+
+    /// A listing showed an object whose deletion was acknowledged: its view of the catalog was older than the news.
+    #[test]
+    fn a_listing_does_not_show_what_is_deleted_while_it_is_made() {
+        let namespace = Namespace::default();
+        let object = object(1, State::Sealed);
+        let listing = namespace.list();
+        namespace.deletion_is_durable(&object);
+        namespace.deletion_is_stored(&object);
+        let hides = |namespace: &Namespace| match namespace.next_key("b", &Bound::Unbounded) {
+            Some((_, Visible::Ask(_, known))) => known == [1],
+            Some((_, Visible::Nothing)) => true,
+            _ => false,
+        };
+        assert!(hides(&namespace));
+        drop(listing);
+        assert!(!hides(&namespace), "the next view of the catalog does not have it");
     }
 
     #[test]

@@ -242,7 +242,9 @@ impl Books {
         'again: loop {
             let view = self.with(Database::view)?;
             let rows = view.objects(name.bucket(), name.key().as_bytes())?;
+            let generations: Vec<u64> = rows.iter().map(|row| row.generation).collect();
             let mut objects = Vec::with_capacity(rows.len());
+            let mut is_new = false;
             for row in rows {
                 if let Some(object) = held.get(row.generation) {
                     objects.push(object);
@@ -252,9 +254,17 @@ impl Books {
                     // It has ended, and was let go of, after this view was taken.
                     continue 'again;
                 }
-                let object = self.object(&view, name, row)?;
-                held.insert(&object);
-                objects.push(object);
+                objects.push(self.object(&view, name, row)?);
+                is_new = true;
+            }
+            // Who deletes something holds it until the catalog knows. What is not held and still there after that look
+            // is not being deleted.
+            if is_new {
+                let rows = self.with(Database::view)?.objects(name.bucket(), name.key().as_bytes())?;
+                if !rows.iter().map(|row| row.generation).eq(generations) {
+                    continue;
+                }
+                objects.iter().for_each(|object| held.insert(object));
             }
             return Ok(objects);
         }
