@@ -183,6 +183,7 @@ fn what_was_deleted_and_replaced_stays_so_when_its_room_is_used_again() {
             assert!(server.terminate().success())
         }
         server.assert_verified();
+        server.assert_verified_without_catalog();
         server.restart();
         server.assert_sealed("/r/kept", &kept);
         for number in 0..6 {

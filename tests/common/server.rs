@@ -343,23 +343,28 @@ impl Server {
         assert_same(path, &response.body, bytes);
     }
 
-    /// A store that nobody serves and that was left in any state is whole, and so are its segments without its
-    /// catalog.
+    /// A store that nobody serves and that was left in any state is whole.
     #[track_caller]
     pub fn assert_verified(&self) {
-        let (data, beside) = (self.data_path(), self.file_path("catalog-beside"));
-        let verify = || {
-            let output =
-                Command::new(env!("CARGO_BIN_EXE_tailwater")).arg("verify").arg(&data).output().unwrap();
-            (output.status.code(), String::from_utf8(output.stdout).unwrap())
-        };
-        let (code, text) = verify();
+        let (code, text) = self.verify();
         assert_eq!(code, Some(0), "{text}");
-        std::fs::rename(data.join("catalog"), &beside).unwrap();
-        let (_, text) = verify();
+    }
+
+    /// So are its segments without its catalog.
+    #[track_caller]
+    pub fn assert_verified_without_catalog(&self) {
+        let (catalog, beside) = (self.data_path().join("catalog"), self.file_path("catalog-beside"));
+        std::fs::rename(&catalog, &beside).unwrap();
+        let (_, text) = self.verify();
         let damaged: Vec<&str> = text.lines().filter(|line| line.starts_with("damaged: ")).collect();
         assert!(damaged.len() == 1 && damaged[0].contains("the catalog is missing"), "{text}");
-        std::fs::rename(&beside, data.join("catalog")).unwrap();
+        std::fs::rename(&beside, &catalog).unwrap();
+    }
+
+    fn verify(&self) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
+        let output = command.arg("verify").arg(self.data_path()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
     }
 
     /// Waits until what a name serves is in this state.
