@@ -13,8 +13,9 @@
 //!
 //! All numbers are little-endian, all lengths and positions in bytes. Checksums are CRC32C.
 //!
-//! A data folder holds `tailwater.json` (what it is: format version, store number, segment length), `lock`, and
-//! `segments/NNNNNNNNNNNN.segment`, named by the segment's number.
+//! A data folder holds `tailwater.json` (what it is: format version, store number, segment length), `lock`, `catalog`
+//! (a database that can be made anew from the segments), and `segments/NNNNNNNNNNNN.segment`, named by the segment's
+//! number.
 //!
 //! A segment is a header of 4096 bytes, then blocks, each beginning at a multiple of 4096:
 //!
@@ -62,7 +63,8 @@
 //!
 //! # What counts after a crash
 //!
-//! - A block counts only as a whole: header and every record check out, and it stands where it says.
+//! - A block counts only as a whole: header and every record check out, and it stands where it says. Of one that was
+//!   durable once, a payload may be gone: punched out with its object, or damaged, which is reported.
 //! - A log ends before its first block that does not count, unless a later block says that it was durable: then
 //!   it was damaged since, which is reported, and the log goes on.
 //! - A term voids blocks of earlier terms from its start on. So what was cut off once stays cut off, and a block

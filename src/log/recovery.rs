@@ -100,8 +100,6 @@ pub struct SurveyedSegment {
     pub log: u16,
     /// The blocks that count: where, how long, which, of which term.
     blocks: Vec<BlockHeader>,
-    /// Where the last block that counts ends, in bytes.
-    pub end: u64,
 }
 
 impl SurveyedSegment {
@@ -230,13 +228,11 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
                 epoch: found.header.epoch,
                 log: found.header.log,
                 blocks: Vec::new(),
-                end: 0,
             });
             survey.segments.len() - 1
         });
         let segment = &mut survey.segments[place];
         segment.blocks.push(found.header);
-        segment.end = segment.end.max(found.header.position + u64::from(found.header.length));
     }
     for (index, scan) in scans.iter().enumerate() {
         if !places.contains_key(&index) {

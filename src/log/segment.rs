@@ -544,49 +544,41 @@ impl Keeper {
         if let Some(error) = self.failure() {
             return Err(error);
         }
-        // One that has holes may find no room for them where another one needs none.
-        for _ in 1..self.space.free_segments() {
-            let Some(mut empty) = self.space.take_free() else { break };
-            match self.prepare_file(&mut empty).await {
+        let mut others = self.space.free_segments().saturating_sub(1);
+        loop {
+            let mut empty = self.space.take_free().unwrap_or_else(|| Empty {
+                number: self.space.next_number.fetch_add(1, Ordering::Relaxed),
+                is_durable: false,
+            });
+            let (what, errno) = match self.prepare_file(&mut empty).await {
                 Ok(prepared) => {
                     self.failures.set(0);
                     return Ok(prepared);
                 }
-                Err((_, errno)) if policy(errno) == Policy::NoRoom => self.space.put_last(empty),
-                Err(_) => {
-                    self.space.put_last(empty);
-                    break;
+                Err(failure) => failure,
+            };
+            let path = Space::path(&settings.folder, empty.number);
+            let error = Error::device(format!("{what} segment {}", path.display()), errno);
+            // What exists of it can be used when there is room again. A file that fails otherwise is left as it is, and
+            // the next attempt takes another.
+            if policy(errno).is_for_now() {
+                self.space.put_last(empty);
+                // One that has holes may find no room for them where another one needs none.
+                if others > 0 && policy(errno) == Policy::NoRoom {
+                    others -= 1;
+                    continue;
                 }
+                return Err(error);
             }
-        }
-        let mut empty = self.space.take_free().unwrap_or_else(|| Empty {
-            number: self.space.next_number.fetch_add(1, Ordering::Relaxed),
-            is_durable: false,
-        });
-        match self.prepare_file(&mut empty).await {
-            Ok(prepared) => {
-                self.failures.set(0);
-                Ok(prepared)
+            tracing::error!(%error, "a segment could not be prepared");
+            self.failures.set(self.failures.get() + 1);
+            if self.failures.get() < FAILURES_MAX {
+                return Err(error);
             }
-            Err((what, errno)) => {
-                let path = Space::path(&settings.folder, empty.number);
-                let error = Error::device(format!("{what} segment {}", path.display()), errno);
-                // What exists of it can be used when there is room again. A file that fails otherwise is left as it
-                // is, and the next attempt takes another.
-                if policy(errno).is_for_now() {
-                    self.space.put_last(empty);
-                    return Err(error);
-                }
-                tracing::error!(%error, "a segment could not be prepared");
-                self.failures.set(self.failures.get() + 1);
-                if self.failures.get() < FAILURES_MAX {
-                    return Err(error);
-                }
-                Err(Error::new(
-                    Kind::ReadOnly,
-                    format!("{FAILURES_MAX} segments in a row could not be prepared: {error}"),
-                ))
-            }
+            return Err(Error::new(
+                Kind::ReadOnly,
+                format!("{FAILURES_MAX} segments in a row could not be prepared: {error}"),
+            ));
         }
     }
 

@@ -1,30 +1,11 @@
 //! Channels on real threads; every interleaving of small cases is tried in `tests/models.rs`.
 
-use std::pin::pin;
-use std::sync::{Arc, Barrier, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+
+use pollster::block_on;
 
 use super::channel::*;
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
 
 /// Runs both at the same moment on two threads, again and again.
 fn race<T: Send + 'static>(rounds: usize, one: impl Fn(Sender<T>) + Sync, other: impl Fn(Receiver<T>)) {

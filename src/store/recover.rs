@@ -177,7 +177,7 @@ pub async fn learn(
         false => view.several_generations_of(&reading.sealed)?,
     };
     recovered.names = several.iter().filter_map(|(bucket, key)| Name::new(bucket, key).ok()).collect();
-    recovered.generation_max = database.coverage()?.generation_max;
+    recovered.generation_max = view.generation_max()?;
     drop(view);
     Ok(Learned { recovered, survey, outcome })
 }

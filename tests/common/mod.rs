@@ -7,16 +7,15 @@
 #![allow(dead_code, unused_imports, reason = "no test file uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod block_on;
 mod disk;
 mod http;
 mod programs;
 mod server;
 mod workload;
 
-pub use block_on::block_on;
 pub use disk::{Disk, FileSystem, Switch, is_root};
 pub use http::{Body, Connection, End, Head, Put, Response};
+pub use pollster::block_on;
 pub use programs::{Program, tool};
 pub use server::Server;
 pub use workload::{Crowd, Load, Random, Room, Tally, rounds, seed};

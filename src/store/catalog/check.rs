@@ -12,8 +12,8 @@ use super::database::View;
 use super::failure::{Result, failure};
 use super::service::CreateDocument;
 use super::tables::{
-    BUCKETS, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow,
-    TOMBSTONE_PLACES, TOMBSTONES,
+    BUCKETS, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, ObjectValue, SEALED, SEGMENTS,
+    SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
 };
 use super::work::state_of;
 use crate::log::format::{RECORD_HEADER_LENGTH, SEGMENT_HEADER_LENGTH};
@@ -79,6 +79,17 @@ pub struct ObjectLook {
 }
 
 impl ObjectLook {
+    fn new(
+        name: String,
+        generation: u64,
+        (state, length, _, _, create_segment, seal_segment, document): ObjectValue<'_>,
+    ) -> ObjectLook {
+        let (state, document) = (state_of(state), document.to_vec());
+        ObjectLook { name, generation, state, length, create_segment, seal_segment, document }
+    }
+}
+
+impl ObjectLook {
     /// This part of it.
     pub fn touched(&self, part: Part) -> Touched {
         Touched { name: Some(self.name.clone()), generation: self.generation, part }
@@ -136,16 +147,7 @@ impl Lookup {
         let Some(row) = self.objects.get((bucket, key, generation)).map_err(failure)? else {
             return Ok(None);
         };
-        let (state, length, _, _, create_segment, seal_segment, document) = row.value();
-        Ok(Some(ObjectLook {
-            name: text_of(bucket, key),
-            generation,
-            state: state_of(state),
-            length,
-            create_segment,
-            seal_segment,
-            document: document.to_vec(),
-        }))
+        Ok(Some(ObjectLook::new(text_of(bucket, key), generation, row.value())))
     }
 
     /// The extent of a generation that begins at an offset.
@@ -214,16 +216,7 @@ impl Lookup {
         for row in self.objects.iter().map_err(failure)? {
             let (key, value) = row.map_err(failure)?;
             let (bucket, key, generation) = key.value();
-            let (state, length, _, _, create_segment, seal_segment, document) = value.value();
-            each(ObjectLook {
-                name: text_of(bucket, key),
-                generation,
-                state: state_of(state),
-                length,
-                create_segment,
-                seal_segment,
-                document: document.to_vec(),
-            });
+            each(ObjectLook::new(text_of(bucket, key), generation, value.value()));
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBac
 use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::failure::{CURE, Result, failure};
 use super::tables::{
-    BUCKETS, DELETED, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, SEALED, SEGMENTS, SegmentRow,
-    TOMBSTONE_PLACES, Tables,
+    BUCKETS, DELETED, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, ObjectValue, SEALED, SEGMENTS,
+    SegmentRow, TOMBSTONE_PLACES, Tables,
 };
 use super::work::{Work, state_of};
 use crate::error::{Error, Kind};
@@ -79,8 +79,6 @@ pub struct Coverage {
     pub segments: HashMap<u64, KnownSegment>,
     /// For each log the first block that is not in the catalog, and the term of the last one that is.
     pub logs: HashMap<u16, (u64, u32)>,
-    /// The largest generation.
-    pub generation_max: u64,
 }
 
 /// An object as the catalog knows it.
@@ -328,9 +326,6 @@ impl Database {
             let (log, value) = row.map_err(failure)?;
             coverage.logs.insert(log.value(), value.value());
         }
-        let meta = transaction.open_table(META).map_err(failure)?;
-        coverage.generation_max =
-            meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value());
         Ok(coverage)
     }
 
@@ -391,8 +386,6 @@ fn orphans(work: &mut Work<'_>) -> Result<Vec<u64>> {
 pub struct View {
     pub(super) transaction: ReadTransaction,
 }
-
-type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
 
 fn stored(
     generation: u64,
@@ -470,6 +463,15 @@ impl View {
             let (_, _, _, _, create_segment, seal_segment, _) = row.value();
             (create_segment, seal_segment)
         }))
+    }
+
+    /// The largest generation that was ever entered.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn generation_max(&self) -> Result<u64> {
+        let meta = self.transaction.open_table(META).map_err(failure)?;
+        Ok(meta.get("generation_max").map_err(failure)?.map_or(0, |value| value.value()))
     }
 
     /// Names of these generations that have others too.

@@ -23,9 +23,11 @@ use redb::{Table, TableDefinition, WriteTransaction};
 
 use super::failure::{Result, failure};
 
-type ObjectValue = (u8, u64, u64, u64, u64, u64, &'static [u8]);
+/// State, length, begun, modified, segments of creation and seal, document.
+pub(super) type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
 
-pub(super) const OBJECTS: TableDefinition<(&str, &[u8], u64), ObjectValue> = TableDefinition::new("objects");
+pub(super) const OBJECTS: TableDefinition<(&str, &[u8], u64), ObjectValue<'static>> =
+    TableDefinition::new("objects");
 pub(super) const GENERATIONS: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("generations");
 pub(super) const EXTENTS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("extents");
 pub(super) const LIVE: TableDefinition<u64, ()> = TableDefinition::new("live");
@@ -42,7 +44,7 @@ pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta")
 
 /// All tables, in one transaction.
 pub(super) struct Tables<'t> {
-    pub objects: Table<'t, (&'static str, &'static [u8], u64), ObjectValue>,
+    pub objects: Table<'t, (&'static str, &'static [u8], u64), ObjectValue<'static>>,
     pub generations: Table<'t, u64, (&'static str, &'static [u8])>,
     pub extents: Table<'t, (u64, u64), &'static [u8]>,
     pub live: Table<'t, u64, ()>,

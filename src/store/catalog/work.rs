@@ -626,17 +626,16 @@ impl<'t> Work<'t> {
         Ok(())
     }
 
+    /// Where the row begins that holds an offset, or would; the offset itself where there is none before it.
+    fn first_row(&self, generation: u64, offset: u64) -> Result<u64> {
+        let range = (generation, 0)..=(generation, offset);
+        let row = self.tables.extents.range(range).map_err(failure)?.next_back().transpose();
+        Ok(row.map_err(failure)?.map_or(offset, |(key, _)| key.value().1))
+    }
+
     /// The rows with extents between two offsets; the first may begin before.
     fn rows(&self, generation: u64, start: u64, end: u64) -> Result<Vec<(u64, Vec<StoredExtent>)>> {
-        let before = self
-            .tables
-            .extents
-            .range((generation, 0)..=(generation, start))
-            .map_err(failure)?
-            .next_back()
-            .transpose()
-            .map_err(failure)?
-            .map_or(start, |(key, _)| key.value().1);
+        let before = self.first_row(generation, start)?;
         self.tables
             .extents
             .range((generation, before)..(generation, end))
@@ -656,15 +655,7 @@ impl<'t> Work<'t> {
             return Ok(walk.whole);
         }
         self.put_down(generation)?;
-        let before = self
-            .tables
-            .extents
-            .range((generation, 0)..=(generation, start))
-            .map_err(failure)?
-            .next_back()
-            .transpose()
-            .map_err(failure)?
-            .map_or(start, |(key, _)| key.value().1);
+        let before = self.first_row(generation, start)?;
         for row in
             self.tables.extents.range((generation, before)..=(generation, u64::MAX)).map_err(failure)?
         {
