@@ -43,7 +43,8 @@ pub fn run<T>(work: impl AsyncFnOnce(&Rc<Core>) -> Result<T>) -> Result<T> {
 
 /// An open store that nobody serves.
 pub struct Offline {
-    folder: ReadFolder,
+    /// Keeps servers away.
+    _folder: Option<ReadFolder>,
     space: Arc<Space>,
     database: Database,
     findings: Vec<Finding>,
@@ -71,15 +72,29 @@ impl Offline {
             reserve_bytes: 0,
         });
         let database = open_catalog(&folder, store, &mut findings)?;
+        let mut offline = Offline::over(core, space, database).await?;
+        findings.append(&mut offline.findings);
+        Ok(Offline { _folder: Some(folder), findings, ..offline })
+    }
+
+    /// What is in these segments, and in their catalog if there is one that can be read. That is changed, and no segment.
+    ///
+    /// # Errors
+    /// [`Kind::Device`]: what the disk says.
+    pub(crate) async fn over(
+        core: &Rc<Core>,
+        space: Arc<Space>,
+        database: Option<Database>,
+    ) -> Result<Offline> {
         let is_rebuilt = database.is_none();
         let database = match database {
             Some(database) => database,
-            None => Database::open_on(InMemoryBackend::new(), store)?,
+            None => Database::open_on(InMemoryBackend::new(), space.settings().store)?,
         };
         let learned = learn(core, &space, &database, is_rebuilt).await?;
-        findings.extend(learned.recovered.damage.into_iter().map(Finding::new));
+        let findings = learned.recovered.damage.into_iter().map(Finding::new).collect();
         let surveyed = learned.survey.segments.iter().map(|segment| segment.number).collect();
-        Ok(Offline { folder, space, database, findings, surveyed, is_rebuilt })
+        Ok(Offline { _folder: None, space, database, findings, surveyed, is_rebuilt })
     }
 
     /// What was found damaged when the store was opened.
@@ -94,7 +109,7 @@ impl Offline {
 
     /// The folder of the segments.
     pub fn segments(&self) -> &Path {
-        &self.folder.segments
+        &self.space.settings().folder
     }
 
     /// The store's number.
@@ -112,8 +127,14 @@ impl Offline {
         &self.surveyed
     }
 
+    /// The catalog, as it would be after a start.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
     /// Look-ups in the catalog, as it would be after a start.
-    pub(super) fn lookup(&self) -> Result<Lookup> {
+    pub(crate) fn lookup(&self) -> Result<Lookup> {
         Lookup::new(self.database.view()?)
     }
 

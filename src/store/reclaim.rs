@@ -9,7 +9,7 @@
 //! All of this runs on one core, beside its other work, and can be cut off at any place: a copy counts only when the
 //! catalog has it, and what is left comes up again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,7 +201,7 @@ async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill) -> Result<()> {
     })
     .await?;
     let mut left_alone = HashSet::new();
-    let mut copied: HashMap<u64, Arc<Object>> = HashMap::new();
+    let mut copied: BTreeMap<u64, Arc<Object>> = BTreeMap::new();
     for (record, name) in records.into_iter().zip(alive) {
         let Some(name) = name else { continue };
         let generation = record.header.generation;
