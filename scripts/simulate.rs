@@ -82,7 +82,10 @@ fn main() -> ExitCode {
         runs += 1;
         if arguments.engine.is_none() && !arguments.engine_only {
             match run_log(seed, arguments.events) {
-                Ok(tally) => logs.add(&tally),
+                Ok(tally) => {
+                    logs.add(&tally);
+                    logs.trace = tally.trace;
+                }
                 Err(violation) => {
                     failures += 1;
                     eprintln!("log, seed {seed}: {violation}\n  scripts/simulate --log {seed}");
@@ -91,7 +94,10 @@ fn main() -> ExitCode {
         }
         if arguments.log.is_none() {
             match run_engine(seed, limits, arguments.events) {
-                Ok(tally) => engines.add(&tally),
+                Ok(tally) => {
+                    engines.add(&tally);
+                    engines.trace = tally.trace;
+                }
                 Err(violation) => {
                     failures += 1;
                     eprintln!("engine, seed {seed}: {violation}");
