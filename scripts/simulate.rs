@@ -141,6 +141,9 @@ fn run_engine(seed: u64, limits: Limits, events: bool) -> Result<engine::Tally, 
 /// The smallest limits with which this seed still fails, one after the other: less happens then.
 fn shrink(seed: u64, limits: Limits) -> Limits {
     let mut best = limits;
+    // Only the first panic is of interest.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
     let mut attempt = |smaller: Limits| {
         let fails = smaller != best && run_engine(seed, smaller, false).is_err();
         if fails {
@@ -161,6 +164,7 @@ fn shrink(seed: u64, limits: Limits) -> Limits {
     for steps in [1, 2, 3, 5, 8, 12, 18] {
         now = attempt(Limits { steps: steps.min(now.steps), ..now });
     }
+    std::panic::set_hook(hook);
     now
 }
 

@@ -151,6 +151,12 @@ pub async fn learn(
     for broken in reading.broken {
         // What is deleted has been punched out, and is missed by nobody.
         if let Some((bucket, key)) = view.name(broken.generation)? {
+            // Parts of an append that was given up are dead when the next one is in their place.
+            let rows = view.objects(&bucket, key.as_bytes())?;
+            let row = rows.iter().find(|row| row.generation == broken.generation);
+            if broken.kind.is_data() && row.is_some_and(|row| row.length >= broken.bytes.end) {
+                continue;
+            }
             let what = match broken.kind {
                 RecordKind::Create => "its metadata".to_owned(),
                 _ => format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1)),
