@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::catalog::database::View;
 use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
 use super::name::Name;
 use super::object::State;
@@ -16,6 +17,9 @@ use crate::error::Result;
 use crate::log::format::{RecordHeader, RecordKind};
 use crate::log::{Continuation, Known, RecoveredRecord, Space, Survey, SurveyedSegment, survey};
 use crate::runtime::Core;
+
+/// How many extents are looked at, about, for the bytes of one record: each is an append or a part of one.
+const EXTENTS_COMPARED: usize = 1024;
 
 /// What came back, and what did not.
 #[derive(Debug, Default)]
@@ -152,9 +156,7 @@ pub async fn learn(
         // What is deleted has been punched out, and is missed by nobody.
         if let Some((bucket, key)) = view.name(broken.generation)? {
             // Parts of an append that was given up are dead when the next one is in their place.
-            let rows = view.objects(&bucket, key.as_bytes())?;
-            let row = rows.iter().find(|row| row.generation == broken.generation);
-            if broken.kind.is_data() && row.is_some_and(|row| row.length >= broken.bytes.end) {
+            if broken.kind.is_data() && is_elsewhere(&view, &broken)? {
                 continue;
             }
             let what = match broken.kind {
@@ -186,6 +188,18 @@ pub async fn learn(
     recovered.generation_max = view.generation_max()?;
     drop(view);
     Ok(Learned { recovered, survey, outcome })
+}
+
+/// Whether other records have the bytes that are not what was written in this one.
+fn is_elsewhere(view: &View, broken: &Broken) -> Result<bool> {
+    let mut reached = broken.bytes.start;
+    for (extent, _) in view.extents(broken.generation, reached, EXTENTS_COMPARED)? {
+        if extent.offset > reached || reached >= broken.bytes.end {
+            break;
+        }
+        reached = extent.end();
+    }
+    Ok(reached >= broken.bytes.end)
 }
 
 /// What comes up while segments are read.

@@ -179,7 +179,17 @@ impl Check<'_> {
         };
         let epoch = in_use.map(|tally| tally.epoch);
         let (folder, store) = (self.store.segments(), self.store.store());
-        let outcome = inspect(core, folder, store, number, epoch, |record| reading.record(record)).await;
+        let logs = &self.totals.logs;
+        let visit = |record: Inspected<'_>| {
+            // Behind the end of its log a crash may have left whole blocks too: they never count.
+            let is_behind_end = record.block.is_some_and(|(log, sequence)| {
+                logs.get(&log).is_some_and(|&(next, _)| next <= sequence)
+            });
+            if !is_behind_end {
+                reading.record(record);
+            }
+        };
+        let outcome = inspect(core, folder, store, number, epoch, visit).await;
         let Reading { seen, failure, .. } = reading;
         if let Some(failure) = failure {
             return Err(failure);
