@@ -18,9 +18,6 @@ use crate::log::format::{RecordHeader, RecordKind};
 use crate::log::{Continuation, Known, RecoveredRecord, Space, Survey, SurveyedSegment, survey};
 use crate::runtime::Core;
 
-/// How many extents are looked at, about, for the bytes of one record: each is an append or a part of one.
-const EXTENTS_COMPARED: usize = 1024;
-
 /// What came back, and what did not.
 #[derive(Debug, Default)]
 pub struct Recovered {
@@ -156,7 +153,7 @@ pub async fn learn(
         // What is deleted has been punched out, and is missed by nobody.
         if let Some((bucket, key)) = view.name(broken.generation)? {
             // Parts of an append that was given up are dead when the next one is in their place.
-            if broken.kind.is_data() && is_elsewhere(&view, &broken)? {
+            if broken.kind.is_data() && is_replaced(&view, &broken)? {
                 continue;
             }
             let what = match broken.kind {
@@ -190,16 +187,10 @@ pub async fn learn(
     Ok(Learned { recovered, survey, outcome })
 }
 
-/// Whether other records have the bytes that are not what was written in this one.
-fn is_elsewhere(view: &View, broken: &Broken) -> Result<bool> {
-    let mut reached = broken.bytes.start;
-    for (extent, _) in view.extents(broken.generation, reached, EXTENTS_COMPARED)? {
-        if extent.offset > reached || reached >= broken.bytes.end {
-            break;
-        }
-        reached = extent.end();
-    }
-    Ok(reached >= broken.bytes.end)
+/// Whether another record has a place of the object that this one had: then this one does not count any more.
+fn is_replaced(view: &View, broken: &Broken) -> Result<bool> {
+    let extents = view.extents(broken.generation, broken.bytes.start, 1)?;
+    Ok(extents.first().is_some_and(|(extent, _)| extent.offset < broken.bytes.end))
 }
 
 /// What comes up while segments are read.
