@@ -235,11 +235,12 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         segment.blocks.push(found.header);
     }
     for (index, scan) in scans.iter().enumerate() {
-        if !places.contains_key(&index) {
-            let known = known.segments.get(&scan.number).copied();
+        let begun = scan.epoch.map(|epoch| KnownSegment::Begun { epoch });
+        // All that counts in a segment may be known; behind that there may be what this start cuts off.
+        let is_known = begun.is_some() && known.segments.get(&scan.number).copied() == begun;
+        if !places.contains_key(&index) && !is_known {
             match scan.epoch {
                 None => survey.without_header.push(scan.number),
-                Some(epoch) if known == Some(KnownSegment::Begun { epoch }) => {}
                 Some(_) => survey.nothing_counts.push(scan.number),
             }
             continue;
