@@ -71,8 +71,8 @@ pub struct Inspected<'a> {
     pub payload: &'a [u8],
     /// The block that it is in is damaged.
     pub is_in_hole: bool,
-    /// Log and sequence of its block, where that is whole.
-    pub block: Option<(u16, u64)>,
+    /// Where its block begins in the segment, in bytes, where that is whole.
+    pub block: Option<u64>,
 }
 
 /// Reads a whole segment. Blocks count that are of `epoch`; where that is not given, of the header's. `visit` gets
@@ -144,7 +144,7 @@ async fn walk(
                 inspection.records += records.len() as u64;
                 note_term(&mut inspection.terms, &header);
                 for record in records {
-                    visit(inspected(&record, bytes, position, &header));
+                    visit(inspected(&record, bytes, position));
                 }
                 position = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 continue;
@@ -183,19 +183,14 @@ fn note_term(terms: &mut Vec<(u16, u32, u64, u64)>, header: &BlockHeader) {
     }
 }
 
-fn inspected<'a>(
-    record: &Record,
-    block: &'a [u8],
-    position: u64,
-    header: &BlockHeader,
-) -> Inspected<'a> {
+fn inspected<'a>(record: &Record, block: &'a [u8], position: u64) -> Inspected<'a> {
     Inspected {
         header: record.header,
         position: position + record.payload_start as u64,
         is_whole: record.is_whole,
         payload: record.payload(block),
         is_in_hole: false,
-        block: Some((header.log, header.sequence)),
+        block: Some(position),
     }
 }
 

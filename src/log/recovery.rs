@@ -87,7 +87,7 @@ pub struct Survey {
     /// Segments of which nothing counts.
     nothing_counts: Vec<u64>,
     /// Positions of blocks that do not count, in segments where others do.
-    void: Vec<(u64, Vec<u64>)>,
+    pub void: Vec<(u64, Vec<u64>)>,
 }
 
 /// A segment with blocks that count.

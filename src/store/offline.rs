@@ -4,6 +4,7 @@
 //! everything that counts in it is known: what the catalog has, and what the segments say beyond that after a crash.
 //! All of that is in memory; where there is no catalog, or a damaged one, all of the segments were read instead.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
@@ -50,6 +51,8 @@ pub struct Offline {
     findings: Vec<Finding>,
     /// Segments that the catalog did not cover when it was opened.
     surveyed: Vec<u64>,
+    /// Where blocks begin that a start would make unreadable, by segment.
+    void: HashMap<u64, Vec<u64>>,
     is_rebuilt: bool,
 }
 
@@ -94,7 +97,8 @@ impl Offline {
         let learned = learn(core, &space, &database, is_rebuilt).await?;
         let findings = learned.recovered.damage.into_iter().map(Finding::new).collect();
         let surveyed = learned.survey.segments.iter().map(|segment| segment.number).collect();
-        Ok(Offline { _folder: None, space, database, findings, surveyed, is_rebuilt })
+        let void = learned.survey.void.into_iter().collect();
+        Ok(Offline { _folder: None, space, database, findings, surveyed, void, is_rebuilt })
     }
 
     /// What was found damaged when the store was opened.
@@ -125,6 +129,11 @@ impl Offline {
     /// The numbers of segments that the catalog did not cover when it was opened.
     pub(super) fn surveyed(&self) -> &[u64] {
         &self.surveyed
+    }
+
+    /// Where blocks begin in a segment that do not count: a start would make them unreadable.
+    pub(super) fn void_in(&self, segment: u64) -> &[u64] {
+        self.void.get(&segment).map_or(&[], Vec::as_slice)
     }
 
     /// The catalog, as it would be after a start.

@@ -179,13 +179,10 @@ impl Check<'_> {
         };
         let epoch = in_use.map(|tally| tally.epoch);
         let (folder, store) = (self.store.segments(), self.store.store());
-        let logs = &self.totals.logs;
+        let void = self.store.void_in(number);
         let visit = |record: Inspected<'_>| {
-            // Behind the end of its log a crash may have left whole blocks too: they never count.
-            let is_behind_end = record.block.is_some_and(|(log, sequence)| {
-                logs.get(&log).is_some_and(|&(next, _)| next <= sequence)
-            });
-            if !is_behind_end {
+            // A crash may have left whole blocks behind the end of a log too.
+            if record.block.is_none_or(|block| !void.contains(&block)) {
                 reading.record(record);
             }
         };
