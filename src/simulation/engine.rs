@@ -29,6 +29,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use fastrand::Rng;
+use rustix::io::Errno;
 
 use super::{Cores, Faults, Kind, Pause, World, WorldSettings};
 use crate::config::{Retention, RetentionRule};
@@ -170,7 +171,7 @@ pub fn run_observed(seed: u64, limits: Limits, observe: &mut dyn FnMut(&World)) 
             _ => TURNS_MAX,
         };
         let ending = if random.u8(0..3) == 0 { Ending::Kill } else { Ending::Cut };
-        let plan = Plan::new(&mut random, limits);
+        let plan = Plan::new(&mut random, limits, scenario.blocks_fail);
         scenario.session(plan, turns, ending, observe)?;
     }
     // Everything is in order again: what is there must be found, and the store must go on.
@@ -199,6 +200,7 @@ struct Scenario {
     direct: bool,
     spare_segments: usize,
     block_bytes: usize,
+    blocks_fail: bool,
     names: Rc<[Name]>,
     retention: Retention,
     files: Rc<Files>,
@@ -239,6 +241,7 @@ impl Scenario {
             capacity_bytes,
             direct,
             spare_segments: random.usize(1..3),
+            blocks_fail: limits.faults && random.bool(),
             block_bytes: [8 << 10, 16 << 10, PIECE_LENGTH][random.usize(0..3)],
             names,
             retention: Retention { rules: vec![rule] },
@@ -275,7 +278,7 @@ impl Scenario {
         if plan.loses_catalog {
             self.files.lose();
         }
-        let inspects = plan.inspects;
+        let (inspects, rebuilds) = (plan.inspects, plan.rebuilds);
         let mut cores = Cores::new(&self.world, self.cores);
         if let Some(calls) = plan.dies_after {
             self.world.fail_after(calls);
@@ -310,7 +313,7 @@ impl Scenario {
             _ => leftovers?,
         }
         if inspects {
-            inspection::inspect(self)?;
+            inspection::inspect(self, rebuilds)?;
         }
         Ok(pause)
     }
@@ -323,7 +326,7 @@ impl Scenario {
         observe: &mut dyn FnMut(&World),
     ) -> Result<(), String> {
         let before = self.model.borrow().tally;
-        let plan = Plan::in_order(random, if is_last { 4 } else { 20 });
+        let plan = Plan::in_order(random, if is_last { 4 } else { 20 }, self.blocks_fail);
         let ending = if random.bool() { Ending::Cut } else { Ending::Kill };
         let pause = self.session(plan, TURNS_MAX, ending, observe)?;
         let after = self.model.borrow().tally;
@@ -348,12 +351,16 @@ struct Plan {
     /// The process dies in the midst of a call of the catalog, after so many.
     dies_after: Option<u64>,
     inspects: bool,
+    /// Who inspects does so without the catalog too.
+    rebuilds: bool,
     /// Nothing may go wrong: neither faults nor a full disk explain an error.
     is_in_order: bool,
 }
 
 impl Plan {
-    fn new(random: &mut Rng, limits: Limits) -> Plan {
+    /// `blocks_fail`: blocks may fail to be written. What of such a block is on the medium all the same was never
+    /// acknowledged; the catalog leaves it out, and who makes the catalog anew may find it. So the catalog stays then.
+    fn new(random: &mut Rng, limits: Limits, blocks_fail: bool) -> Plan {
         let starting_faults = match random.u8(0..4) {
             0 | 1 => Faults::none(),
             2 => Faults::disturbances(),
@@ -370,9 +377,15 @@ impl Plan {
             kind => {
                 [Kind::Open, Kind::Allocate, Kind::Sync, Kind::Write, Kind::Files, Kind::Punch, Kind::Read]
                     .into_iter()
-                    .fold(Faults { zero_write: 0.002, ..Faults::disturbances() }, |faults, of| {
-                        faults.and_any_error(of, if kind == 2 { 0.01 } else { 0.1 * random.f64() })
-                    })
+                    .fold(
+                        Faults {
+                            zero_write: if blocks_fail { 0.002 } else { 0.0 },
+                            ..Faults::disturbances()
+                        },
+                        |faults, of| {
+                            faults.and_any_error(of, if kind == 2 { 0.01 } else { 0.1 * random.f64() })
+                        },
+                    )
             }
         };
         let blocking = |chance: f64| {
@@ -396,11 +409,31 @@ impl Plan {
             tasks: random.usize(1..=3).min(limits.tasks),
             steps: random.usize(1..30).min(limits.steps),
             stops_early: random.u8(0..4) == 0,
-            loses_catalog: random.u8(0..6) == 0,
+            loses_catalog: random.u8(0..6) == 0 && !blocks_fail,
             dies_after: (random.u8(0..3) == 0).then(|| random.u64(0..400)),
             inspects: random.u8(0..3) > 0,
+            rebuilds: !blocks_fail,
             is_in_order: false,
         };
+        let mut plan = plan;
+        if !blocks_fail {
+            // A write that is cancelled twice has failed too, and so has one that takes less than a page.
+            for faults in [&mut plan.starting_faults, &mut plan.faults] {
+                faults.short_write = 0.0;
+                faults.errors.retain(|(kind, errno, _)| {
+                    *kind != Kind::Write || matches!(*errno, Errno::INTR | Errno::AGAIN)
+                });
+            }
+        }
+        if std::env::var("NOB").is_ok() {
+            plan.blocking_faults = Faults::none();
+            plan.starting_blocking_faults = Faults::none();
+        }
+        if let Ok(k) = std::env::var("NOK") {
+            let ks: Vec<&str> = k.split(',').collect();
+            plan.faults.errors.retain(|e| !ks.contains(&format!("{:?}", e.0).as_str()));
+            plan.starting_faults.errors.retain(|e| !ks.contains(&format!("{:?}", e.0).as_str()));
+        }
         match limits.faults {
             true => plan,
             false => Plan {
@@ -414,7 +447,7 @@ impl Plan {
     }
 
     /// Nothing goes wrong.
-    fn in_order(random: &mut Rng, steps: usize) -> Plan {
+    fn in_order(random: &mut Rng, steps: usize, blocks_failed: bool) -> Plan {
         Plan {
             starting_faults: Faults::none(),
             starting_blocking_faults: Faults::none(),
@@ -423,9 +456,10 @@ impl Plan {
             tasks: 2,
             steps,
             stops_early: false,
-            loses_catalog: random.u8(0..4) == 0,
+            loses_catalog: random.u8(0..4) == 0 && !blocks_failed,
             dies_after: None,
             inspects: true,
+            rebuilds: !blocks_failed,
             is_in_order: true,
         }
     }
