@@ -425,15 +425,6 @@ impl Plan {
                 });
             }
         }
-        if std::env::var("NOB").is_ok() {
-            plan.blocking_faults = Faults::none();
-            plan.starting_blocking_faults = Faults::none();
-        }
-        if let Ok(k) = std::env::var("NOK") {
-            let ks: Vec<&str> = k.split(',').collect();
-            plan.faults.errors.retain(|e| !ks.contains(&format!("{:?}", e.0).as_str()));
-            plan.starting_faults.errors.retain(|e| !ks.contains(&format!("{:?}", e.0).as_str()));
-        }
         match limits.faults {
             true => plan,
             false => Plan {

@@ -570,7 +570,7 @@ impl Disk {
     /// What the power cut leaves of everything. See [`File::cut`].
     pub fn cut(&mut self, random: &mut Rng, unreadable: f64) {
         // Of changes of names a beginning counts, as journals keep them.
-        let counted = random.usize(0..=self.renames.len());
+        let counted = if self.renames.is_empty() { 0 } else { random.usize(0..=self.renames.len()) };
         for rename in self.renames.drain(..).skip(counted).rev() {
             let Some(folder) = self.folders.get_mut(&rename.folder) else { continue };
             if let Some(entry) = folder.remove(&rename.to) {
