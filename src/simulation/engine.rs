@@ -107,8 +107,6 @@ pub struct Tally {
     pub punched_bytes: u64,
     /// Segments that were copied out.
     pub segments_copied: u64,
-    /// Segments that were used again.
-    pub segments_recycled: u64,
     /// Stores that were verified.
     pub verified: u64,
     /// The world's trace at the end.
@@ -118,7 +116,6 @@ pub struct Tally {
 impl Tally {
     /// Adds what another run has done. Traces do not add up: the sum has none.
     pub fn add(&mut self, other: &Tally) {
-        let Tally { trace: _, .. } = *self;
         self.sessions += other.sessions;
         self.cuts += other.cuts;
         self.kills += other.kills;
@@ -137,7 +134,6 @@ impl Tally {
         self.listings += other.listings;
         self.punched_bytes += other.punched_bytes;
         self.segments_copied += other.segments_copied;
-        self.segments_recycled += other.segments_recycled;
         self.verified += other.verified;
     }
 }
