@@ -69,8 +69,8 @@ pub struct Inspected<'a> {
     pub is_whole: bool,
     /// The payload.
     pub payload: &'a [u8],
-    /// The block that it is in is damaged.
-    pub is_in_hole: bool,
+    /// Where its block begins. None: the block is damaged.
+    pub block: Option<u64>,
 }
 
 /// Reads a whole segment. Blocks count that are of `epoch`; where that is not given, of the header's. `visit` gets
@@ -187,7 +187,7 @@ fn inspected<'a>(record: &Record, block: &'a [u8], position: u64) -> Inspected<'
         position: position + record.payload_start as u64,
         is_whole: record.is_whole,
         payload: record.payload(block),
-        is_in_hole: false,
+        block: Some(position),
     }
 }
 
@@ -211,7 +211,7 @@ async fn search(
             continue;
         };
         let position = hole.start + (at + RECORD_HEADER_LENGTH) as u64;
-        visit(Inspected { header, position, is_whole, payload, is_in_hole: true });
+        visit(Inspected { header, position, is_whole, payload, block: None });
         at += super::format::record_length(payload.len());
     }
     Ok(())

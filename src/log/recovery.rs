@@ -263,6 +263,16 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
 }
 
 impl Survey {
+    /// Positions of blocks in a segment that do not count: behind the end of their log, never acknowledged. None: not
+    /// a single one does.
+    pub fn void_in(&self, number: u64) -> Option<&[u64]> {
+        if self.nothing_counts.contains(&number) {
+            return None;
+        }
+        let void = self.void.iter().find(|(void, _)| *void == number);
+        Some(void.map_or(&[], |(_, positions)| positions))
+    }
+
     /// The records of one segment that count, in order.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::name::Name;
 use super::object::State;
 use super::recover::learn;
 use crate::error::{Error, Kind, Result};
-use crate::log::{Space, SpaceSettings, open_for_reading, read_record, store_in};
+use crate::log::{Space, SpaceSettings, Survey, open_for_reading, read_record, store_in};
 use crate::ring::{Descriptor, Ring, Uring};
 use crate::runtime::{Core, Mailbox};
 
@@ -47,8 +47,8 @@ pub struct Offline {
     space: Arc<Space>,
     database: Database,
     findings: Vec<Finding>,
-    /// Segments that the catalog did not cover when it was opened.
-    surveyed: Vec<u64>,
+    /// What of the segments counts that the catalog did not cover when it was opened.
+    survey: Survey,
     is_rebuilt: bool,
 }
 
@@ -78,8 +78,7 @@ impl Offline {
         };
         let learned = learn(core, &space, &database, is_rebuilt).await?;
         findings.extend(learned.recovered.damage.into_iter().map(Finding::new));
-        let surveyed = learned.survey.segments.iter().map(|segment| segment.number).collect();
-        Ok(Offline { folder, space, database, findings, surveyed, is_rebuilt })
+        Ok(Offline { folder, space, database, findings, survey: learned.survey, is_rebuilt })
     }
 
     /// What was found damaged when the store was opened.
@@ -107,9 +106,9 @@ impl Offline {
         self.space.settings().segment_bytes
     }
 
-    /// The numbers of segments that the catalog did not cover when it was opened.
-    pub(super) fn surveyed(&self) -> &[u64] {
-        &self.surveyed
+    /// What of the segments counts that the catalog did not cover when it was opened.
+    pub(super) fn survey(&self) -> &Survey {
+        &self.survey
     }
 
     /// Look-ups in the catalog, as it would be after a start.

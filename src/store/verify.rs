@@ -158,6 +158,7 @@ impl Check<'_> {
             number,
             in_use,
             wanted,
+            void: self.store.survey().void_in(number),
             lookup,
             seen: Seen::default(),
             deleted: &mut self.deleted,
@@ -200,7 +201,7 @@ impl Check<'_> {
             )));
         }
         let is_complete = seen.is_all_of(&tally);
-        let is_surveyed = self.store.surveyed().contains(&number);
+        let is_surveyed = self.store.survey().segments.iter().any(|segment| segment.number == number);
         let mut holes = Vec::new();
         for hole in inspection.holes {
             // What a failed write has left is void, and what follows a torn write too.
@@ -426,6 +427,8 @@ struct Reading<'a> {
     in_use: Option<Tally>,
     /// Deletions that must be here.
     wanted: HashSet<u64>,
+    /// Positions of blocks that do not count. None: not a single one does.
+    void: Option<&'a [u64]>,
     lookup: &'a mut Lookup,
     seen: Seen,
     deleted: &'a mut HashSet<u64>,
@@ -438,6 +441,10 @@ impl Reading<'_> {
     fn record(&mut self, record: Inspected<'_>) {
         // What lies in a segment that is free or unknown does not count.
         if self.in_use.is_none() || self.failure.is_some() {
+            return;
+        }
+        // Nor what stands behind the end of its log; a start takes it away.
+        if record.block.is_some_and(|block| self.void.is_none_or(|void| void.contains(&block))) {
             return;
         }
         let outcome = match record.header.kind {
@@ -462,7 +469,7 @@ impl Reading<'_> {
     fn creation(&mut self, record: &Inspected<'_>) -> Result<()> {
         let (number, generation) = (self.number, record.header.generation);
         let Some(object) = self.lookup.object(generation)?.cloned() else {
-            if !record.is_in_hole && !self.is_pinned() && !self.lookup.is_deleted(number, generation)? {
+            if record.block.is_some() && !self.is_pinned() && !self.lookup.is_deleted(number, generation)? {
                 let document = serde_json::from_slice::<CreateDocument>(record.payload).ok();
                 let name = document.filter(|_| record.is_whole).map(|document| document.name);
                 self.unknown.insert(generation, (number, record.position, name));
@@ -504,7 +511,7 @@ impl Reading<'_> {
         };
         if !is_here {
             let is_next = header.offset == object.length && header.length > 0 && !header.continued;
-            if is_next && found.is_none() && record.is_whole && !record.is_in_hole && !is_pinned {
+            if is_next && found.is_none() && record.is_whole && record.block.is_some() && !is_pinned {
                 self.damaged(
                     record,
                     "these bytes are not in the catalog",
@@ -544,7 +551,7 @@ impl Reading<'_> {
         let is_pinned = self.is_pinned();
         if let Some(object) = self.lookup.object(generation)?.cloned()
             && !is_pinned
-            && !record.is_in_hole
+            && record.block.is_some()
         {
             self.damaged(
                 record,
