@@ -29,6 +29,7 @@ mod registry;
 mod shared;
 pub mod verify;
 mod writer;
+mod writers;
 
 pub use catalog::{Listed, Page};
 pub use engine::{Engine, Service};
@@ -41,3 +42,4 @@ pub use reader::{More, Piece, Reader};
 pub use registry::Registry;
 pub use shared::Shared;
 pub use writer::Writer;
+pub use writers::Resumed;
