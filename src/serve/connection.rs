@@ -270,10 +270,6 @@ impl Connection {
                 &Method::HEAD | &Method::PATCH | &Method::DELETE,
                 Target::Object { name, query: ObjectQuery { upload: Some(upload), .. } },
             ) => resumable::answer(self, &request, name, *upload).await,
-            (&Method::PATCH, _) => {
-                let detail = "a PATCH goes to the URL of an upload, which was the answer to its creation";
-                self.reply_problem(&request, &Problem::bad_request(detail)).await
-            }
             (&Method::PUT | &Method::POST, Target::Object { .. }) => ingest::answer(self, &request).await,
             (&Method::GET | &Method::HEAD, Target::Object { .. }) => follow::answer(self, &request).await,
             (&Method::DELETE, Target::Object { .. }) => names::delete(self, &request).await,

@@ -668,9 +668,10 @@ mod tests {
     #[test]
     fn allow_names_the_methods_of_the_target() {
         for (line, allow) in [
-            ("PATCH /b/k", "GET, HEAD, PUT, POST, DELETE"),
-            ("DELETE /b/", "GET, HEAD"),
-            ("POST /", "GET, HEAD"),
+            ("PATCH /b/k", "GET, HEAD, PUT, POST, DELETE, OPTIONS"),
+            ("PUT /b/k?upload=1", "HEAD, PATCH, DELETE, OPTIONS"),
+            ("DELETE /b/", "GET, HEAD, OPTIONS"),
+            ("POST /", "GET, HEAD, OPTIONS"),
         ] {
             match parse(format!("{line} HTTP/1.0\r\n\r\n").as_bytes(), &Limits::default()) {
                 Ok(Parsed::Refused { problem, .. }) => assert_eq!(problem.headers[0].1, allow, "{line}"),

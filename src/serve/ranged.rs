@@ -86,7 +86,7 @@ fn parse(text: &str) -> Option<Part> {
     let (first, last) = span.split_once('-')?;
     let (first, last) = (number(first)?, number(last)?);
     let is_part = first <= last && total.is_none_or(|total| last < total);
-    is_part.then_some(Part { offset: first, length: last - first + 1, total })
+    is_part.then(|| Part { offset: first, length: last - first + 1, total })
 }
 
 pub(super) async fn put(connection: &mut Connection, request: &Request, part: Part) -> Result<Next, Failed> {

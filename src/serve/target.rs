@@ -124,7 +124,10 @@ impl Target {
     pub fn allow(&self) -> &'static str {
         match self {
             Target::Service | Target::Bucket { .. } => "GET, HEAD, OPTIONS",
-            Target::Object { .. } => "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS",
+            Target::Object { query: ObjectQuery { upload: Some(_), .. }, .. } => {
+                "HEAD, PATCH, DELETE, OPTIONS"
+            }
+            Target::Object { .. } => "GET, HEAD, PUT, POST, DELETE, OPTIONS",
             Target::Tus(_) => "HEAD, POST, PATCH, DELETE, OPTIONS",
         }
     }
@@ -531,10 +534,15 @@ mod tests {
     fn allowed_methods() {
         let object = parse("/b/k").unwrap();
         let bucket = parse("/b/").unwrap();
-        for method in [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE] {
+        for method in [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE, Method::OPTIONS]
+        {
             assert!(object.allows(&method));
         }
         assert!(!object.allows(&Method::PATCH));
+        let upload = parse("/b/k?upload=1f").unwrap();
+        assert!(
+            upload.allows(&Method::PATCH) && upload.allows(&Method::HEAD) && !upload.allows(&Method::PUT)
+        );
         assert!(bucket.allows(&Method::GET) && !bucket.allows(&Method::PUT));
         assert!(!Target::Service.allows(&Method::DELETE));
     }

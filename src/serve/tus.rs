@@ -141,6 +141,9 @@ async fn create(
     name: Option<&Name>,
 ) -> Result<Next, Failed> {
     let headers = &request.head.headers;
+    if request.head.framing.has_body() {
+        check_content_type(request)?;
+    }
     let length = bytes_in(request, &UPLOAD_LENGTH)?;
     let is_deferred = headers.get(UPLOAD_DEFER_LENGTH);
     match (length, is_deferred.map(HeaderValue::as_bytes)) {
@@ -178,10 +181,7 @@ async fn create(
     let location = format!("/_tus/{}/{key}?upload={:x}", name.bucket(), writer.object().generation());
     let location = HeaderValue::try_from(location).map_err(|error| Problem::internal(error.to_string()))?;
     let mut answer = vec![(LOCATION, location)];
-    if request.head.framing.has_body() {
-        check_content_type(request)?;
-        go_on(connection, request).await?;
-    }
+    go_on(connection, request).await?;
     take(connection, request, &mut writer).await?;
     let headers = close(connection, request, writer).await?;
     answer.extend(headers);

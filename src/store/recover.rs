@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
+use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step, StoredObject};
 use super::name::Name;
 use super::object::State;
 use crate::error::Result;
@@ -150,16 +150,25 @@ pub async fn learn(
     let view = database.view()?;
     for broken in reading.broken {
         // What is deleted has been punched out, and is missed by nobody.
-        if let Some((bucket, key)) = view.name(broken.generation)? {
-            let what = match broken.kind {
-                RecordKind::Create => "its metadata".to_owned(),
-                _ => format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1)),
-            };
-            recovered.damage.push(format!(
-                "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
-                broken.generation, broken.position, broken.segment
-            ));
-        }
+        let Some((bucket, key)) = view.name(broken.generation)? else { continue };
+        let what = match broken.kind {
+            RecordKind::Create => "its metadata".to_owned(),
+            _ => {
+                // So has what a writer has given up: its place in the object is another record's, or behind the end.
+                let rows = view.objects(&bucket, key.as_bytes())?;
+                let row = rows.iter().find(|row| row.generation == broken.generation);
+                let is_given_up =
+                    |row: &StoredObject| broken.bytes.end <= row.length || row.state == State::Sealed;
+                if row.is_some_and(is_given_up) {
+                    continue;
+                }
+                format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1))
+            }
+        };
+        recovered.damage.push(format!(
+            "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
+            broken.generation, broken.position, broken.segment
+        ));
     }
     for (&generation, &length) in reading.interrupted.iter().filter(|_| is_damaged) {
         let Some((bucket, key)) = view.name(generation)? else { continue };

@@ -143,12 +143,12 @@ impl LocalStore {
             self.interrupt(left.live, left.offset);
             return;
         }
-        tracing::info!(
+        tracing::debug!(
             object = %left.live.object.name(),
             generation,
             offset = left.offset,
             seconds = window.as_secs_f64(),
-            "the writer is gone, and awaited"
+            "the writer is awaited"
         );
         let (local, live) = (self.clone(), left.live.clone());
         self.writers().held.borrow_mut().insert(generation, Held::Awaited(Box::new(left)));
@@ -260,7 +260,7 @@ impl LocalStore {
             }
             drop(pin);
             if let Some(left) = self.writers().take(generation) {
-                tracing::info!(object = %name, generation, offset = left.offset, "the writer is back");
+                tracing::debug!(object = %name, generation, offset = left.offset, "the writer is back");
                 return Ok(Resumed::Here(Writer::take_up(self.clone(), left, window)));
             }
             if self.writers().is_at_work(generation) {
