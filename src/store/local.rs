@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use super::catalog::{Page, Read};
+use super::catalog::{Change, Page, Read};
 use super::commits::{Commits, Live, Note};
 use super::extents::Extent;
 use super::listing::ListingQuery;
@@ -388,16 +388,17 @@ impl LocalStore {
         self.space().room_bytes(&self.core) < segments.saturating_mul(self.segment_bytes())
     }
 
-    /// Tries once more to make segments, where there was no room: some may have come back.
+    /// Tries once more to make segments, where there was no room, and to clear those that could not be: some may have
+    /// come back.
     pub(super) fn look_for_room(&self) {
-        if self.keeper.trouble().is_some() {
+        if self.keeper.trouble().is_some() || self.space().has_emptied() {
             self.keeper.try_again();
         }
     }
 
     /// Tells the catalog what has become durable since it was told last.
     pub(super) fn cut_batch(&self) {
-        self.commits.cut(false);
+        self.commits.cut_what_is_there();
     }
 
     /// Has the caches forget what an object of this name was.
@@ -533,35 +534,43 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Logs the deletion of a generation once more, which was logged in the segment with this number, and waits
-    /// until it is durable.
-    pub(super) async fn log_tombstone(&self, generation: u64, from: u64) -> Result<()> {
-        let note = || Note::Tombstone { generation, from };
-        self.log_record(&Context::background(), RecordKind::Delete, generation, note).await
+    /// Logs the deletions of generations once more, which were logged in the segment with this number, and waits until
+    /// they are durable.
+    pub(super) async fn log_tombstones(&self, generations: Vec<u64>, from: u64) -> Result<()> {
+        let mut last = None;
+        for generation in generations {
+            let note = || Note::Tombstone { generation, from };
+            last = Some(self.append_bare(&Context::background(), RecordKind::Delete, generation, note).await?);
+        }
+        self.logged(last).await
     }
 
-    /// Logs a record once more, and waits until it is durable.
-    pub(super) async fn log_copy(
-        &self,
-        header: RecordHeader,
-        payload: &[u8],
-        note: impl Fn() -> Note,
-    ) -> Result<()> {
-        let context = Context::background();
-        loop {
-            self.log.room(&context, payload.len(), true).await?;
-            let appended = self.log.append(
-                payload.len(),
-                true,
-                |space| {
-                    space.copy_from_slice(payload);
-                    Ok::<_, Error>(payload.len())
-                },
-                |_| (header, note()),
-            )?;
-            if let Some(appended) = appended {
-                return self.log.acknowledged(&context, appended.sequence).await;
+    /// Logs records once more, one behind the other, as far as that goes without waiting in one block. Answers what to
+    /// wait for with [`LocalStore::logged`].
+    pub(super) async fn log_copies(&self, copies: Vec<Copy>) -> Result<Option<u64>> {
+        let mut last = None;
+        for Copy { header, payload, object, change } in copies {
+            loop {
+                // What was deleted meanwhile stays where it is.
+                if object.is_deleted() {
+                    break;
+                }
+                let note = Note::Copy { object: object.clone(), change: change.clone() };
+                if let Some(appended) = self.log.append_copy(header, &payload, note)? {
+                    last = Some(appended.sequence);
+                    break;
+                }
+                self.log.room_for_copy(payload.len()).await?;
             }
+        }
+        Ok(last)
+    }
+
+    /// Waits until what was logged last is durable.
+    pub(super) async fn logged(&self, last: Option<u64>) -> Result<()> {
+        match last {
+            Some(last) => self.log.acknowledged(&Context::background(), last).await,
+            None => Ok(()),
         }
     }
 
@@ -572,14 +581,25 @@ impl LocalStore {
         generation: u64,
         note: impl Fn() -> Note,
     ) -> Result<()> {
+        let sequence = self.append_bare(context, kind, generation, note).await?;
+        self.log.acknowledged(context, sequence).await
+    }
+
+    /// Puts a record without a payload into the log, and answers its block.
+    async fn append_bare(
+        &self,
+        context: &Context,
+        kind: RecordKind,
+        generation: u64,
+        note: impl Fn() -> Note,
+    ) -> Result<u64> {
         loop {
-            self.log.room(context, 0, true).await?;
             let timestamp = microseconds(self.core.wall_clock());
             let describe = |length| (record(kind, length, generation, 0, timestamp), note());
-            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)?;
-            if let Some(appended) = appended {
-                return self.log.acknowledged(context, appended.sequence).await;
+            if let Some(appended) = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)? {
+                return Ok(appended.sequence);
             }
+            self.log.room(context, 0, true).await?;
         }
     }
 
@@ -687,6 +707,8 @@ impl LocalStore {
         self.endings.cancel().await;
         let outcome = self.flush().await;
         self.log.close();
+        // Before the catalog says that there is nothing more to be read in it.
+        self.log.trim().await;
         self.commits.cut(true);
         self.keeper.release();
         outcome
@@ -712,6 +734,14 @@ impl Drop for LeaveName<'_> {
             self.local.shared.namespace().no_longer_await(self.name, self.local.core.index());
         }
     }
+}
+
+/// A record that is logged once more.
+pub(super) struct Copy {
+    pub header: RecordHeader,
+    pub payload: Vec<u8>,
+    pub object: Arc<Object>,
+    pub change: Change,
 }
 
 /// The payload of a create record.
