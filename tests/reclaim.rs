@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{
-    Connection, Disk, End, FileSystem, Random, Server, assert_same, content, eventually, seed,
+    Connection, Crowd, Disk, End, FileSystem, Random, Room, Server, assert_same, content, eventually, seed,
 };
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -155,7 +155,7 @@ fn a_segment_with_nothing_alive_is_used_again_and_nothing_of_it_is_seen_again() 
 }
 
 /// A store in which every segment is full of small objects, nine of ten of them deleted: no hole can be made, and the
-/// disk has no room. One object that is alive has a part in each segment.
+/// disk has no room. One object that is alive has a part in each of the first segments.
 struct MostlyDead {
     server: Server,
     stream: Vec<u8>,
@@ -184,19 +184,19 @@ impl MostlyDead {
         };
         // Large objects that stay, so that there is not room for too many small ones.
         let mut ballast = 0;
-        while free() > 48 * MEBIBYTE {
+        while free() > 60 * MEBIBYTE {
             server.put(&format!("/kept/{ballast}"), &content(ballast, 4 << 20));
             ballast += 1;
         }
         let mut put = server.begin_put(STREAM, None, &[]);
         let (mut stream, mut there) = (Vec::new(), Vec::<u64>::new());
         for round in 0u64.. {
-            let piece = content(round, 2_000);
-            if !put.try_send(&piece) {
-                break;
+            if round < 10 {
+                let piece = content(round, 40_000);
+                put.send(&piece);
+                stream.extend_from_slice(&piece);
+                server.await_committed(STREAM, stream.len() as u64);
             }
-            stream.extend_from_slice(&piece);
-            server.await_committed(STREAM, stream.len() as u64);
             let numbers: Vec<u64> = (round * 100..(round + 1) * 100).collect();
             let done = std::sync::Mutex::new(Vec::new());
             for_all(&server, &numbers, |connection, number| {
@@ -215,7 +215,6 @@ impl MostlyDead {
             let mut done = done.into_inner().unwrap();
             done.sort_unstable();
             there.extend(&done);
-            // Two rounds are kept for the end of the stream.
             if done.len() < numbers.len() {
                 break;
             }
@@ -255,18 +254,7 @@ impl MostlyDead {
     /// There is room for an object of this many bytes.
     fn await_room(&self, bytes: usize) {
         let bytes = content(77, bytes);
-        let mut n = 0;
         eventually("room is made", || {
-            n += 1;
-            if n == 100 {
-                let log = self.server.log();
-                for line in log.lines().filter(|line| !line.contains("request{")) { eprintln!("L {line}"); }
-                for state in ["free", "preparing", "active", "filled"] { eprintln!("{state} {}", segments(&self.server, state)); }
-                let now = rustix::fs::statvfs(self.server.data_path()).unwrap();
-                eprintln!("free {} MiB, taken {} MiB", now.f_bavail * now.f_frsize >> 20, segments_take(&self.server.data_path()) >> 20);
-                for file in std::fs::read_dir(self.server.data_path().join("segments")).unwrap() { let file = file.unwrap(); eprint!("{:?}:{} ", file.file_name(), file.metadata().unwrap().blocks() / 2); }
-                std::process::Command::new("cp").args(["-r"]).arg(self.server.data_path()).arg("/tmp/reclaim-work/failed-data").status().unwrap();
-            }
             // Requests that are refused fill the log of the server.
             std::thread::sleep(Duration::from_millis(200));
             self.server.try_put("/kept/new", &bytes, &[]).head.status == 201
@@ -413,6 +401,142 @@ fn the_rest_of_segments_that_a_start_goes_on_behind_takes_no_room() {
     server.assert_verified_without_catalog();
 }
 
+/// What a process holds.
+#[derive(Debug)]
+struct Held {
+    descriptors: usize,
+    /// Without those of the kernel's that work for the rings.
+    threads: usize,
+    resident_bytes: u64,
+    segments_bytes: u64,
+    disk_bytes: u64,
+}
+
+impl Held {
+    fn by(server: &Server, disk: &Disk) -> Held {
+        let process = format!("/proc/{}", server.process_id());
+        let count = |folder: &str| std::fs::read_dir(format!("{process}/{folder}")).unwrap();
+        let threads = count("task").filter(|task| {
+            let name =
+                std::fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap_or_default();
+            !name.is_empty() && !name.starts_with("iou-")
+        });
+        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kibibytes: u64 = resident.trim().trim_end_matches(" kB").trim().parse().unwrap();
+        Held {
+            threads: threads.count(),
+            descriptors: count("fd").count(),
+            resident_bytes: kibibytes * 1024,
+            segments_bytes: segments_take(&server.data_path()),
+            disk_bytes: taken(disk),
+        }
+    }
+}
+
+/// How long the soak goes on; `scripts/soak` sets it.
+fn soak_seconds() -> u64 {
+    std::env::var("TAILWATER_SOAK_SECONDS").map_or(40, |seconds| seconds.parse().unwrap())
+}
+
+#[test]
+fn a_soaked_node_holds_no_more_than_at_its_start_when_everything_is_deleted() {
+    let Some(disk) = Disk::new(FileSystem::Ext4, 256 * MEBIBYTE) else { return };
+    let seed = seed();
+    let (mut random, mut crowd) = (Random::new(seed), Crowd::new(seed));
+    let rules = "expiring size=3MiB; aging age=2s";
+    let mut server = Server::start_small_at(&disk.path().join("data"), &[], &["--retention", rules]);
+    // The first load makes what is made once.
+    let warm_up = |crowd: &mut Crowd, server: &Server| {
+        crowd.load(server.data_address(), Room::Little, |load| {
+            load.await_more(50, 0);
+            load.stop();
+        });
+    };
+    warm_up(&mut crowd, &server);
+    let start = Held::by(&server, &disk);
+    let limit = Instant::now() + Duration::from_secs(soak_seconds());
+    let (mut rounds, mut answered, mut expiring) = (0, 0, 0);
+    while Instant::now() < limit || rounds < 3 {
+        let ending = random.below(4);
+        crowd.load(server.data_address(), Room::Little, |load| {
+            load.await_more(random.below(400), random.below(8 << 20));
+            for _ in 0..random.below(20) {
+                let bytes = content(expiring, random.below(600_000) as usize);
+                let bucket = ["expiring", "aging"][random.below(2) as usize];
+                let status = server.try_put(&format!("/{bucket}/{expiring}"), &bytes, &[]).head.status;
+                assert!([201, 507].contains(&status), "{status}");
+                expiring += 1;
+            }
+            match ending {
+                0 => {
+                    load.ending();
+                    server.kill();
+                }
+                _ => load.stop(),
+            }
+            answered += load.answered();
+        });
+        match ending {
+            0 => server.restart(),
+            1 => {
+                assert!(server.terminate().success());
+                server.restart();
+            }
+            _ => {}
+        }
+        server.assert_undamaged();
+        crowd.check(&server);
+        rounds += 1;
+    }
+    eprintln!(
+        "{rounds} rounds, {answered} requests done, {expiring} objects that expire; {start:?} at the start"
+    );
+
+    // Once more without an end, then all of it goes.
+    warm_up(&mut crowd, &server);
+    let buckets = server.get("/").json();
+    for bucket in buckets["buckets"].as_array().unwrap() {
+        let bucket = bucket.as_str().unwrap();
+        for key in keys(&server, bucket) {
+            // Retention may have been faster.
+            let status = server.request("DELETE", &format!("/{bucket}/{key}"), &[]).head.status;
+            assert!([204, 404].contains(&status), "{bucket}/{key}: {status}");
+        }
+    }
+    assert_holds_nothing(&server, &disk, &start);
+    assert!(server.terminate().success());
+    server.assert_verified();
+    server.restart();
+    assert_holds_nothing(&server, &disk, &start);
+}
+
+/// Nothing is served, and the process and the disk have no more than at the start, but for what is said here.
+fn assert_holds_nothing(server: &Server, disk: &Disk, start: &Held) {
+    assert_eq!(server.get("/").json()["buckets"].as_array().unwrap().len(), 0);
+    for gauge in ["objects_live", "followers", "followers_waiting", "blocks_in_flight", "logs_failed"] {
+        eventually(gauge, || server.metric(&format!("tailwater_{gauge}")) == 0);
+    }
+    assert_eq!(server.metric("tailwater_blocks_in_flight_bytes"), 0);
+    eventually("the connections are closed", || server.metric("tailwater_connections_open") == 0);
+    eventually("segments are free", || segments(server, "filled") <= 2 && segments(server, "preparing") == 0);
+    assert!(segments(server, "active") <= 2);
+    // On each of two cores one segment that is written, two that are prepared, two that are free; one or two more that
+    // hold the last deletions. And the catalog.
+    let most = 2 * 6 * 4 * MEBIBYTE;
+    eventually("the segments take no more room than is kept", || segments_take(&server.data_path()) <= most);
+    eventually("the disk has its room back", || {
+        taken(disk) <= start.disk_bytes.saturating_sub(start.segments_bytes) + most + 8 * MEBIBYTE
+    });
+    let files = std::fs::read_dir(server.data_path().join("segments")).unwrap().count();
+    let now = Held::by(server, disk);
+    eprintln!("{now:?} in the end, {files} files of segments");
+    assert_eq!(now.threads, start.threads);
+    // Each core keeps segments open that were read.
+    assert!(now.descriptors <= start.descriptors + 2 * files, "{now:?}, {start:?}");
+    assert!(now.resident_bytes <= start.resident_bytes + 32 * MEBIBYTE, "{now:?}, {start:?}");
+}
+
 fn keys(server: &Server, bucket: &str) -> Vec<String> {
     let listing = server.get(&format!("/{bucket}/")).json();
     let objects = listing["objects"].as_array().unwrap();
@@ -450,7 +574,9 @@ fn retention_deletes_what_was_sealed_first_and_leaves_alone_what_is_live_or_has_
     server.kill();
     server.set_flag("--retention", "sized size=500kB; * size=900kB");
     server.restart();
-    eventually("the new rules hold", || keys(&server, "sized") == ["last"] && keys(&server, "other") == ["3", "4"]);
+    eventually("the new rules hold", || {
+        keys(&server, "sized") == ["last"] && keys(&server, "other") == ["3", "4"]
+    });
     server.assert_sealed("/other/4", &bytes);
     server.kill();
     server.add_flag("--rebuild-catalog");

@@ -427,9 +427,8 @@ struct Scan {
 impl Scan {
     /// Where the last block ends that counts now or is known. None: that cannot be told.
     fn end(&self, counts: &[bool], known: &Known) -> Option<u64> {
-        let is_known = |block: &BlockHeader| {
-            known.logs.get(&block.log).is_some_and(|&(next, _)| block.sequence < next)
-        };
+        let is_known =
+            |block: &BlockHeader| known.logs.get(&block.log).is_some_and(|&(next, _)| block.sequence < next);
         let mut blocks = self.blocks.iter().zip(counts);
         let last = blocks.rfind(|(block, counts)| **counts || is_known(&block.header))?.0.header;
         // Of a segment that is known to hold something, all of that must be there.

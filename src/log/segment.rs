@@ -98,6 +98,25 @@ pub struct SpaceSettings {
     pub reserve_bytes: u64,
 }
 
+/// What makes room, and may take some of the reserve for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Records of deletions.
+    Deletions,
+    /// Copies out of segments in which little is alive.
+    Copies,
+}
+
+impl SpaceSettings {
+    /// What is left of the reserve for the books. Deletions leave room for copies too.
+    fn reserve_left_bytes(&self, need: Need) -> u64 {
+        match need {
+            Need::Deletions => (self.reserve_bytes / 2 + self.segment_bytes).min(self.reserve_bytes),
+            Need::Copies => self.reserve_bytes / 2,
+        }
+    }
+}
+
 /// A segment that holds nothing.
 struct Empty {
     number: u64,
@@ -341,6 +360,19 @@ impl Space {
         Ok(promise)
     }
 
+    /// How many segments can be made for copies, of the reserve too.
+    pub(super) fn reserve_segments(&self, core: &Core) -> u64 {
+        let free_bytes = core.free_bytes(&self.settings.folder).unwrap_or(0);
+        let left_bytes = self.settings.reserve_left_bytes(Need::Copies);
+        free_bytes.saturating_sub(left_bytes) / self.settings.segment_bytes
+    }
+
+    /// How many segments all keepers together keep prepared.
+    pub fn wanted_segments(&self) -> usize {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner).len();
+        keepers * self.settings.spare_segments.max(1)
+    }
+
     /// How many segments hold nothing and are not prepared.
     pub fn free_segments(&self) -> usize {
         self.free().len()
@@ -401,8 +433,8 @@ pub struct Keeper {
     failures: Cell<u32>,
     preparing: Cell<bool>,
     is_released: Cell<bool>,
-    /// The log has no segment for what makes room.
-    is_needed_to_make_room: Cell<bool>,
+    /// What the log has no segment for, though it makes room.
+    need: Cell<Option<Need>>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -423,7 +455,7 @@ impl Keeper {
             failures: Cell::new(0),
             preparing: Cell::new(false),
             is_released: Cell::new(false),
-            is_needed_to_make_room: Cell::new(false),
+            need: Cell::new(None),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -503,9 +535,9 @@ impl Keeper {
         prepared
     }
 
-    /// Says whether the log has no segment even for what makes room: deletions, and copies out of other segments.
-    pub(super) fn set_needed_to_make_room(&self, is_needed: bool) {
-        self.is_needed_to_make_room.set(is_needed);
+    /// Says whether the log has no segment even for what makes room.
+    pub(super) fn set_need(&self, need: Option<Need>) {
+        self.need.set(need);
     }
 
     /// Says that the log waits for a segment.
@@ -624,9 +656,7 @@ impl Keeper {
 
     /// As many free segments as are prepared are kept whole. The others' room is anybody's.
     async fn give_back_surplus(&self) {
-        let keepers = self.space.keepers.lock().unwrap_or_else(PoisonError::into_inner).len();
-        let kept = keepers * self.space.settings.spare_segments.max(1);
-        while let Some(mut empty) = self.space.take_surplus(kept) {
+        while let Some(mut empty) = self.space.take_surplus(self.space.wanted_segments()) {
             self.give_back(&mut empty).await;
             self.space.put_free(empty);
         }
@@ -700,9 +730,11 @@ impl Keeper {
             let missing_bytes = settings.segment_bytes - allocated_bytes;
             let mut making = Making::begin(&self.space, &self.core, missing_bytes, settings.reserve_bytes);
             // Half of the reserve is for a log that has no segment at all for what makes room.
-            if making.is_none() && self.is_needed_to_make_room.get() && self.prepared() == 0 {
+            let need = self.need.get().filter(|_| making.is_none() && self.prepared() == 0);
+            if let Some(need) = need {
                 is_reserve = true;
-                making = Making::begin(&self.space, &self.core, missing_bytes, settings.reserve_bytes / 2);
+                let reserve_bytes = settings.reserve_left_bytes(need);
+                making = Making::begin(&self.space, &self.core, missing_bytes, reserve_bytes);
             }
             let Some(_making) = making else {
                 return Err(("cannot make room for", Errno::NOSPC));

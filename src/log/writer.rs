@@ -28,7 +28,7 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RECORD_HEADER_LENGTH, RecordHeader, SEGMENT_HEADER_LENGTH,
     record_length,
 };
-use super::segment::{Keeper, KeeperClient, Prepared, Segment};
+use super::segment::{Keeper, KeeperClient, Need, Prepared, Segment};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::CoreMetrics;
@@ -42,9 +42,10 @@ const PAYLOAD_ROOM_MIN: usize = 4096;
 /// Blocks in flight at most: what the device can do at once, and no more of the arena than that.
 const BLOCKS_IN_FLIGHT_MAX: usize = 16;
 
-/// What is kept of the last segment for records without a payload (deletions, ends), as a share of its length: a
-/// full disk can be emptied.
-const RESERVE_SHARE: u64 = 16;
+/// What is kept of the last segment for copies that make room, in sixteenths of its length.
+const KEPT_FOR_COPIES: u64 = 2;
+/// What data leaves of it for records without a payload (deletions, ends) beside that: a full disk can be emptied.
+const KEPT_FOR_DELETIONS: u64 = 1;
 /// How long a wait for room is at most before it looks again: pieces of the arena come back from other cores
 /// without a word.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -178,15 +179,24 @@ impl<N> State<N> {
 enum Purpose {
     /// Bytes of a writer: none of the reserve.
     Data,
-    /// A copy that lets another segment be used again: the reserve, but for what deletions need.
+    /// A copy that lets another segment be used again: all of the reserve.
     Copy,
-    /// A record without a payload: a deletion or an end.
+    /// A record without a payload, a deletion or an end: the reserve, but for what copies need.
     Bare,
 }
 
 impl Purpose {
     fn of(payload_length: usize) -> Purpose {
         if payload_length > 0 { Purpose::Data } else { Purpose::Bare }
+    }
+
+    /// What it may have a segment made for of the file system's reserve.
+    fn need(self) -> Option<Need> {
+        match self {
+            Purpose::Data => None,
+            Purpose::Copy => Some(Need::Copies),
+            Purpose::Bare => Some(Need::Deletions),
+        }
     }
 }
 
@@ -306,12 +316,17 @@ impl<S: Sink> Log<S> {
         self.append_for(Purpose::of(wanted), wanted, whole, fill, describe)
     }
 
-    /// As [`Log::append`], whole, of a record that was logged before. It may take what deletions leave of the reserve:
-    /// it is copied so that its segment can be used again.
+    /// As [`Log::append`], whole, of a record that was logged before. It may take all of the reserve: it is copied so
+    /// that its segment can be used again.
     ///
     /// # Errors
     /// The log's own failure; then nothing is appended.
-    pub fn append_copy(&self, header: RecordHeader, payload: &[u8], note: S::Note) -> Result<Option<Appended>> {
+    pub fn append_copy(
+        &self,
+        header: RecordHeader,
+        payload: &[u8],
+        note: S::Note,
+    ) -> Result<Option<Appended>> {
         let fill = |space: &mut [u8]| {
             space.copy_from_slice(payload);
             Ok::<_, Error>(payload.len())
@@ -383,6 +398,14 @@ impl<S: Sink> Log<S> {
     /// [`Kind::DeadlineExceeded`] from the context, which change nothing either.
     pub async fn room(&self, context: &Context, wanted: usize, whole: bool) -> Result<()> {
         self.core.under(context, self.find_room(wanted, whole, Purpose::of(wanted))).await?
+    }
+
+    /// How many bytes of records copies have room for, in segments that are there or can be made of the reserve.
+    pub fn copy_room_bytes(&self) -> u64 {
+        let state = self.state.borrow();
+        let left = state.active.as_ref().map_or(0, |active| self.room_in(active, Purpose::Copy) as u64);
+        let segments = self.keeper.prepared() as u64 + self.keeper.space().reserve_segments(&self.core);
+        left + segments * (self.keeper.segment_bytes() - SEGMENT_HEADER_LENGTH as u64)
     }
 
     /// Waits until [`Log::append_copy`] of so many bytes may find room. Dropping the future changes nothing.
@@ -569,7 +592,9 @@ impl<S: Sink> Log<S> {
             if open.records > 0 && end <= open.limit {
                 // What is left is the reserve. The block stays open for what that is kept for.
                 self.keeper.hurry();
-                self.keeper.set_needed_to_make_room(purpose != Purpose::Data);
+                if let Some(need) = purpose.need() {
+                    self.keeper.set_need(Some(need));
+                }
                 return Err(Lack::Segment);
             }
         }
@@ -598,9 +623,12 @@ impl<S: Sink> Log<S> {
             return 0;
         }
         let segment_bytes = self.keeper.segment_bytes();
-        let is_last = purpose != Purpose::Bare && self.keeper.prepared() == 0;
-        let reserve = if is_last { segment_bytes / RESERVE_SHARE } else { 0 };
-        (segment_bytes - active.position).saturating_sub(reserve) as usize
+        let sixteenths = match purpose {
+            Purpose::Data if self.keeper.prepared() == 0 => KEPT_FOR_COPIES + KEPT_FOR_DELETIONS,
+            Purpose::Bare if self.keeper.prepared() == 0 && self.is_short_of_segments() => KEPT_FOR_COPIES,
+            _ => 0,
+        };
+        (segment_bytes - active.position).saturating_sub(sixteenths * segment_bytes / 16) as usize
     }
 
     fn is_short_of_segments(&self) -> bool {
@@ -628,7 +656,7 @@ impl<S: Sink> Log<S> {
         let (Some(active), Some(piece)) = (&state.active, &state.piece) else {
             unreachable!("both were made sure of");
         };
-        let limit = self.settings.block_bytes.min(piece.remaining()).min(self.room_in(active, Purpose::Bare));
+        let limit = self.settings.block_bytes.min(piece.remaining()).min(self.room_in(active, Purpose::Copy));
         let notes = state.spare_notes.pop().unwrap_or_default();
         state.open = Some(OpenBlock { limit, used: BLOCK_HEADER_LENGTH, records: 0, notes });
         Ok(())
@@ -642,8 +670,13 @@ impl<S: Sink> Log<S> {
             return false;
         }
         let taken = self.keeper.take();
-        self.keeper.set_needed_to_make_room(taken.is_none() && purpose != Purpose::Data);
-        let Some(prepared) = taken else { return false };
+        let Some(prepared) = taken else {
+            if let Some(need) = purpose.need() {
+                self.keeper.set_need(Some(need));
+            }
+            return false;
+        };
+        self.keeper.set_need(None);
         let next = Active { is_reserve: is_reserve || prepared.is_reserve, ..self.activate(prepared) };
         if let Some(former) = state.active.replace(next)
             && former.in_flight == 0

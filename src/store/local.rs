@@ -1,6 +1,6 @@
 //! The store as one core sees it: its log, its registries, and the messages from other cores.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
@@ -75,6 +75,9 @@ pub struct LocalStore {
     keeper: Rc<Keeper>,
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
+    /// Who makes room waits here until it is wanted.
+    room_wanted: Rc<Registry<()>>,
+    wants_room: Rc<Cell<bool>>,
     metrics: Rc<CoreMetrics>,
     objects: RefCell<Cache<Name, Arc<Object>>>,
     /// Segments open for reading, by number.
@@ -103,6 +106,8 @@ impl LocalStore {
             keeper,
             names: Rc::default(),
             stopping: Rc::default(),
+            room_wanted: Rc::default(),
+            wants_room: Rc::default(),
             metrics,
             objects: Cache::new(OBJECTS_CACHED),
             files: Cache::new(FILES_OPEN),
@@ -383,9 +388,22 @@ impl LocalStore {
         self.keeper.space()
     }
 
-    /// Whether there is room for fewer segments than these.
+    /// Whether there is room for fewer segments than these, beside those that are kept prepared on all cores.
     pub(super) fn is_room_short(&self, segments: u64) -> bool {
-        self.space().room_bytes(&self.core) < segments.saturating_mul(self.segment_bytes())
+        let wanted = segments + self.space().wanted_segments() as u64;
+        self.space().room_bytes(&self.core) < wanted.saturating_mul(self.segment_bytes())
+    }
+
+    /// Has room made at once.
+    fn want_room(&self) {
+        self.wants_room.set(true);
+        self.room_wanted.wake(&());
+    }
+
+    /// Returns when room is to be made at once.
+    pub(super) async fn room_is_wanted(&self) {
+        let wants = self.wants_room.clone();
+        self.room_wanted.wait((), move |_| wants.take().then_some(())).await;
     }
 
     /// Tries once more to make segments, where there was no room, and to clear those that could not be: some may have
@@ -496,7 +514,17 @@ impl LocalStore {
         done: Sender<Result<()>>,
         refusals: usize,
     ) {
-        let outcome = self.log_deletions(context, &objects).await;
+        let mut outcome = self.log_deletions(context, &objects).await;
+        // The last core waits a moment for room to be made: a full disk can be emptied.
+        for _ in 0..DELETION_ATTEMPTS {
+            let is_last = refusals + 1 >= self.shared.cores();
+            if !is_last || outcome.as_ref().map_or_else(|error| error.kind() != Kind::NoSpace, |()| true) {
+                break;
+            }
+            self.shared.call(0, |local| local.want_room());
+            self.core.sleep(DELETION_PAUSE / 4).await;
+            outcome = self.log_deletions(context, &objects).await;
+        }
         let has_no_room = outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
         if has_no_room && refusals + 1 < self.shared.cores() {
             let next = (self.core.index() + 1) % self.shared.cores();
@@ -540,7 +568,8 @@ impl LocalStore {
         let mut last = None;
         for generation in generations {
             let note = || Note::Tombstone { generation, from };
-            last = Some(self.append_bare(&Context::background(), RecordKind::Delete, generation, note).await?);
+            last =
+                Some(self.append_bare(&Context::background(), RecordKind::Delete, generation, note).await?);
         }
         self.logged(last).await
     }
@@ -719,6 +748,8 @@ impl LocalStore {
 const CATALOG_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait before the deletion of a superseded object is tried again on a full disk.
 const DELETION_PAUSE: Duration = Duration::from_secs(1);
+/// How often a deletion is tried again, a quarter of that apart, while somebody waits for it.
+const DELETION_ATTEMPTS: usize = 20;
 /// How long interruptions may take to get into the log when the store comes to an end.
 const ENDINGS_LIMIT: Duration = Duration::from_secs(2);
 

@@ -30,11 +30,11 @@ use crate::error::{Error, Kind, Result};
 use crate::log::format::{ALIGNMENT, RecordKind, record_length};
 use crate::log::{RecoveredRecord, Space, records_in};
 use crate::ring::OpenMode;
-use crate::runtime::{Receiver, channel};
+use crate::runtime::{Receiver, channel, race};
 
 /// How long it rests between two looks.
 const REST: Duration = Duration::from_secs(5);
-/// Segments for which there must be room, without making any of those in use again; below that room is short.
+/// Segments for which there must be room beside those that are kept prepared; below that room is short.
 const SEGMENTS_AHEAD: u64 = 4;
 /// How long it rests behind a segment while room is short.
 const REST_WHEN_SHORT: Duration = Duration::from_millis(100);
@@ -103,7 +103,10 @@ pub(super) async fn look_after(local: Rc<LocalStore>, retention: Retention) {
                 local.look_for_room();
             });
         }
-        local.core().sleep(if goes_on { REST_WHEN_SHORT } else { REST }).await;
+        local.core().sleep(REST_WHEN_SHORT).await;
+        if !goes_on {
+            race(local.core().sleep(REST), local.room_is_wanted()).await;
+        }
     }
 }
 
@@ -257,9 +260,15 @@ async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: 
         };
         alive.append(&mut inspect(local, find).await?);
     }
-    let alive_bytes: usize = alive.iter().map(|(record, _)| record_length(record.header.length as usize)).sum();
+    let alive_bytes: usize =
+        alive.iter().map(|(record, _)| record_length(record.header.length as usize)).sum();
     if !is_little(alive_bytes as u64, allocated_bytes) {
         return Ok(false);
+    }
+    // What is begun and not ended has taken room and made none: that is the deletions'.
+    if alive_bytes as u64 + COPY_BYTES as u64 > local.log().copy_room_bytes() {
+        tracing::debug!(segment = number, alive_bytes, "there is no room to copy it out");
+        return Ok(true);
     }
     tracing::info!(segment = number, alive_bytes, allocated_bytes, "room is short: a segment is copied out");
     // What is still being written, or was deleted meanwhile, stays where it is.
@@ -329,7 +338,10 @@ async fn read(
     let damaged = |message: String| Error::new(Kind::Damaged, message);
     if !record.is_whole {
         let (name, position) = (object.name(), record.position);
-        return Err(damaged(format!("{name} is damaged at position {position} of segment {}", victim.number)));
+        return Err(damaged(format!(
+            "{name} is damaged at position {position} of segment {}",
+            victim.number
+        )));
     }
     let segment = local.space().segment(victim.number, victim.epoch);
     let file = local.file(&segment).await?;
