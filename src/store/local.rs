@@ -567,11 +567,21 @@ impl LocalStore {
     pub(super) async fn log_tombstones(&self, generations: Vec<u64>, from: u64) -> Result<()> {
         let mut last = None;
         for generation in generations {
+            let header = record(RecordKind::Delete, 0, generation, 0, microseconds(self.core.wall_clock()));
             let note = || Note::Tombstone { generation, from };
-            last =
-                Some(self.append_bare(&Context::background(), RecordKind::Delete, generation, note).await?);
+            last = Some(self.log_copy(header, &[], note).await?);
         }
         self.logged(last).await
+    }
+
+    /// Puts a record into the log once more, and answers its block.
+    async fn log_copy(&self, header: RecordHeader, payload: &[u8], note: impl Fn() -> Note) -> Result<u64> {
+        loop {
+            if let Some(appended) = self.log.append_copy(header, payload, note())? {
+                return Ok(appended.sequence);
+            }
+            self.log.room_for_copy(payload.len()).await?;
+        }
     }
 
     /// Logs records once more, one behind the other, as far as that goes without waiting in one block. Answers what to
@@ -579,17 +589,10 @@ impl LocalStore {
     pub(super) async fn log_copies(&self, copies: Vec<Copy>) -> Result<Option<u64>> {
         let mut last = None;
         for Copy { header, payload, object, change } in copies {
-            loop {
-                // What was deleted meanwhile stays where it is.
-                if object.is_deleted() {
-                    break;
-                }
-                let note = Note::Copy { object: object.clone(), change: change.clone() };
-                if let Some(appended) = self.log.append_copy(header, &payload, note)? {
-                    last = Some(appended.sequence);
-                    break;
-                }
-                self.log.room_for_copy(payload.len()).await?;
+            // What was deleted meanwhile stays where it is.
+            if !object.is_deleted() {
+                let note = || Note::Copy { object: object.clone(), change: change.clone() };
+                last = Some(self.log_copy(header, &payload, note).await?);
             }
         }
         Ok(last)

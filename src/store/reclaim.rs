@@ -218,7 +218,8 @@ async fn find_victim(
     mut fills: Vec<SegmentFill>,
     looked_at: &LookedAt,
 ) -> Result<Option<(SegmentFill, u64)>> {
-    let alive_bytes = |fill: &SegmentFill| fill.live_bytes + fill.live_records * RECORD_BYTES;
+    let alive_bytes =
+        |fill: &SegmentFill| fill.live_bytes + (fill.live_records + fill.tombstones) * RECORD_BYTES;
     fills.retain(|fill| {
         let is_worth_a_look = fill.live_records > 0 && is_little(alive_bytes(fill), local.segment_bytes());
         let was_looked_at =
@@ -260,13 +261,14 @@ async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: 
         };
         alive.append(&mut inspect(local, find).await?);
     }
-    let alive_bytes: usize =
+    let of_objects: usize =
         alive.iter().map(|(record, _)| record_length(record.header.length as usize)).sum();
-    if !is_little(alive_bytes as u64, allocated_bytes) {
+    let alive_bytes = of_objects as u64 + victim.tombstones * RECORD_BYTES;
+    if !is_little(alive_bytes, allocated_bytes) {
         return Ok(false);
     }
     // What is begun and not ended has taken room and made none: that is the deletions'.
-    if alive_bytes as u64 + COPY_BYTES as u64 > local.log().copy_room_bytes() {
+    if alive_bytes + COPY_BYTES as u64 > local.log().copy_room_bytes() {
         tracing::debug!(segment = number, alive_bytes, "there is no room to copy it out");
         return Ok(true);
     }
