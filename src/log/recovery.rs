@@ -87,7 +87,7 @@ pub struct Survey {
     /// Segments of which nothing counts.
     nothing_counts: Vec<u64>,
     /// Positions of blocks that do not count, in segments where others do.
-    void: Vec<(u64, Vec<u64>)>,
+    pub void: Vec<(u64, Vec<u64>)>,
     /// Where the last block that counts ends, in segments that nothing more is written to.
     ends: Vec<(u64, u64)>,
 }
@@ -241,11 +241,12 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         if let Some(end) = scan.end(&counts[index], known).filter(|_| !is_damaged_behind) {
             survey.ends.push((scan.number, end));
         }
-        if !places.contains_key(&index) {
-            let known = known.segments.get(&scan.number).copied();
+        let begun = scan.epoch.map(|epoch| KnownSegment::Begun { epoch });
+        // All that counts in a segment may be known; behind that there may be what this start cuts off.
+        let is_known = begun.is_some() && known.segments.get(&scan.number).copied() == begun;
+        if !places.contains_key(&index) && !is_known {
             match scan.epoch {
                 None => survey.without_header.push(scan.number),
-                Some(epoch) if known == Some(KnownSegment::Begun { epoch }) => {}
                 Some(_) => survey.nothing_counts.push(scan.number),
             }
             continue;
@@ -269,16 +270,6 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
 }
 
 impl Survey {
-    /// Positions of blocks in a segment that do not count: behind the end of their log, never acknowledged. None: not
-    /// a single one does.
-    pub fn void_in(&self, number: u64) -> Option<&[u64]> {
-        if self.nothing_counts.contains(&number) {
-            return None;
-        }
-        let void = self.void.iter().find(|(void, _)| *void == number);
-        Some(void.map_or(&[], |(_, positions)| positions))
-    }
-
     /// The records of one segment that count, in order.
     ///
     /// # Errors
