@@ -142,6 +142,9 @@ impl Sink for Commits {
                     self.metrics.objects_deleted.increment();
                 }
                 self.forget(&object);
+                if let Some(home) = object.home().filter(|_| object.state() == State::Live) {
+                    self.shared.send(home, Message::Deleted(object.generation()));
+                }
                 self.shared.enter(Write::Delete(object, use_of(placement.segment)));
             }
             Note::Tombstone { generation, from } => {
@@ -248,6 +251,14 @@ impl Commits {
         }
     }
 
+    /// Sends the open batch to the catalog, if there is something in it. As long as it is open it holds its objects, so
+    /// that nothing of them can be given back.
+    pub(super) fn cut_what_is_there(&self) {
+        if !self.batch.borrow().changes.is_empty() {
+            self.cut(false);
+        }
+    }
+
     /// Sends the open batch to the catalog.
     pub(super) fn cut(&self, is_full: bool) {
         let mut open = self.batch.borrow_mut();
@@ -265,11 +276,13 @@ impl Commits {
             object: live.object.clone(),
             committed: live.object.committed(),
             has_ended: live.object.state() != State::Live,
+            resumes: live.object.resumes(),
         });
         let mut objects: Vec<Entered> = live.collect();
         objects.extend(open.copied.drain(..).map(|object| Entered {
             committed: 0,
             has_ended: object.is_stored(),
+            resumes: object.resumes(),
             object,
         }));
         if is_full {

@@ -1,6 +1,6 @@
 //! The store as one core sees it: its log, its registries, and the messages from other cores.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use super::catalog::{Page, Read};
+use super::catalog::{Change, Page, Read};
 use super::commits::{Commits, Live, Note};
 use super::extents::Extent;
 use super::listing::ListingQuery;
@@ -21,6 +21,7 @@ use super::reader::Reader;
 use super::registry::Registry;
 use super::shared::{Message, Shared};
 use super::writer::Writer;
+use super::writers::{Left, Writers};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
@@ -75,6 +76,10 @@ pub struct LocalStore {
     keeper: Rc<Keeper>,
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
+    writers: Rc<Writers>,
+    /// Who makes room waits here until it is wanted.
+    room_wanted: Rc<Registry<()>>,
+    wants_room: Rc<Cell<bool>>,
     metrics: Rc<CoreMetrics>,
     objects: RefCell<Cache<Name, Arc<Object>>>,
     /// Segments open for reading, by number.
@@ -103,6 +108,9 @@ impl LocalStore {
             keeper,
             names: Rc::default(),
             stopping: Rc::default(),
+            writers: Rc::default(),
+            room_wanted: Rc::default(),
+            wants_room: Rc::default(),
             metrics,
             objects: Cache::new(OBJECTS_CACHED),
             files: Cache::new(FILES_OPEN),
@@ -116,6 +124,7 @@ impl LocalStore {
         while let Some(message) = messages.receive().await {
             match message {
                 Message::Grown(generation) => self.commits.grown().wake(&generation),
+                Message::Deleted(generation) => self.writers.deleted(generation),
                 Message::Begun(name) => self.names.wake(&name),
                 Message::Forget(name) => drop(self.objects.borrow_mut().forget(&name)),
                 Message::Delete(context, objects, done, refusals) => {
@@ -152,6 +161,11 @@ impl LocalStore {
     /// The core's metrics.
     pub fn metrics(&self) -> &Rc<CoreMetrics> {
         &self.metrics
+    }
+
+    /// Who writes here.
+    pub(super) fn writers(&self) -> &Rc<Writers> {
+        &self.writers
     }
 
     pub(super) fn log(&self) -> &Rc<Log<Commits>> {
@@ -203,7 +217,9 @@ impl LocalStore {
         self.log.room(context, document.len(), true).await?;
         let generation = self.shared.take_generation();
         let timestamp = microseconds(self.core.wall_clock());
+        let declared_length = metadata.declared_length;
         let object = Object::new(name.clone(), generation, metadata, timestamp);
+        object.set_home(self.core.index());
         let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
         drop(pin);
         let live = Live::new(object);
@@ -226,7 +242,10 @@ impl LocalStore {
                 tracing::debug!(object = %live.object.name(), generation, "begun");
                 self.announce_name(live.object.name(), awaited);
                 self.complete_later(live.object.name());
-                Ok(Writer::new(self.clone(), live, appended.sequence, promise))
+                self.writers.begin(generation);
+                let sequence = Some(appended.sequence);
+                let left = Left { live, offset: 0, sequence, promise, declared_length };
+                Ok(Writer::take_up(self.clone(), left, Duration::ZERO))
             }
             // There was room before `begin`, and nothing has waited since.
             Ok(None) => unreachable!("the room that was waited for is gone"),
@@ -245,7 +264,7 @@ impl LocalStore {
     }
 
     /// Makes the entry of a name complete, and keeps it until the answer is dropped.
-    async fn complete<'a>(&'a self, name: &'a Name) -> Result<Pin<'a>> {
+    pub(super) async fn complete<'a>(&'a self, name: &'a Name) -> Result<Pin<'a>> {
         let pin = self.shared.namespace().pin(name);
         if !self.shared.namespace().is_complete(name) {
             self.find_in_catalog(name).await?;
@@ -276,8 +295,10 @@ impl LocalStore {
         });
     }
 
-    /// What the name serves, after the catalog was asked.
+    /// What the name serves, after the catalog was asked. Nothing of the name leaves memory before that has answered:
+    /// between question and answer it might be made and deleted otherwise, and the answer be taken for the truth.
     async fn find_in_catalog(&self, name: &Name) -> Result<Option<Arc<Object>>> {
+        let _pin = self.shared.namespace().pin(name);
         let stored = self.shared.ask(|answer| Read::Find(name.clone(), answer)).await?;
         let found = self.shared.namespace().complete(name, &stored);
         self.shared.settle(name, self.core.index());
@@ -383,21 +404,35 @@ impl LocalStore {
         self.keeper.space()
     }
 
-    /// Whether there is room for fewer segments than these.
+    /// Whether there is room for fewer segments than these, beside those that are kept prepared on all cores.
     pub(super) fn is_room_short(&self, segments: u64) -> bool {
-        self.space().room_bytes(&self.core) < segments.saturating_mul(self.segment_bytes())
+        let wanted = segments + self.space().wanted_segments() as u64;
+        self.space().room_bytes(&self.core) < wanted.saturating_mul(self.segment_bytes())
     }
 
-    /// Tries once more to make segments, where there was no room: some may have come back.
+    /// Has room made at once.
+    fn want_room(&self) {
+        self.wants_room.set(true);
+        self.room_wanted.wake(&());
+    }
+
+    /// Returns when room is to be made at once.
+    pub(super) async fn room_is_wanted(&self) {
+        let wants = self.wants_room.clone();
+        self.room_wanted.wait((), move |_| wants.take().then_some(())).await;
+    }
+
+    /// Tries once more to make segments, where there was no room, and to clear those that could not be: some may have
+    /// come back.
     pub(super) fn look_for_room(&self) {
-        if self.keeper.trouble().is_some() {
+        if self.keeper.trouble().is_some() || self.space().has_emptied() {
             self.keeper.try_again();
         }
     }
 
     /// Tells the catalog what has become durable since it was told last.
     pub(super) fn cut_batch(&self) {
-        self.commits.cut(false);
+        self.commits.cut_what_is_there();
     }
 
     /// Has the caches forget what an object of this name was.
@@ -480,7 +515,7 @@ impl LocalStore {
     }
 
     /// Has deletions logged, and waits under the context until they are durable. They are logged also when that ends.
-    async fn delete_objects(&self, context: &Context, objects: Vec<Arc<Object>>) -> Result<()> {
+    pub(super) async fn delete_objects(&self, context: &Context, objects: Vec<Arc<Object>>) -> Result<()> {
         let (done, mut outcomes) = channel();
         self.shared.send(self.core.index(), Message::Delete(context.detached(), objects, done, 0));
         let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
@@ -495,7 +530,17 @@ impl LocalStore {
         done: Sender<Result<()>>,
         refusals: usize,
     ) {
-        let outcome = self.log_deletions(context, &objects).await;
+        let mut outcome = self.log_deletions(context, &objects).await;
+        // The last core waits a moment for room to be made: a full disk can be emptied.
+        for _ in 0..DELETION_ATTEMPTS {
+            let is_last = refusals + 1 >= self.shared.cores();
+            if !is_last || outcome.as_ref().map_or_else(|error| error.kind() != Kind::NoSpace, |()| true) {
+                break;
+            }
+            self.shared.call(0, |local| local.want_room());
+            self.core.sleep(DELETION_PAUSE / 4).await;
+            outcome = self.log_deletions(context, &objects).await;
+        }
         let has_no_room = outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
         if has_no_room && refusals + 1 < self.shared.cores() {
             let next = (self.core.index() + 1) % self.shared.cores();
@@ -533,35 +578,47 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Logs the deletion of a generation once more, which was logged in the segment with this number, and waits
-    /// until it is durable.
-    pub(super) async fn log_tombstone(&self, generation: u64, from: u64) -> Result<()> {
-        let note = || Note::Tombstone { generation, from };
-        self.log_record(&Context::background(), RecordKind::Delete, generation, note).await
+    /// Logs the deletions of generations once more, which were logged in the segment with this number, and waits until
+    /// they are durable.
+    pub(super) async fn log_tombstones(&self, generations: Vec<u64>, from: u64) -> Result<()> {
+        let mut last = None;
+        for generation in generations {
+            let header = record(RecordKind::Delete, 0, generation, 0, microseconds(self.core.wall_clock()));
+            let note = || Note::Tombstone { generation, from };
+            last = Some(self.log_copy(header, &[], note).await?);
+        }
+        self.logged(last).await
     }
 
-    /// Logs a record once more, and waits until it is durable.
-    pub(super) async fn log_copy(
-        &self,
-        header: RecordHeader,
-        payload: &[u8],
-        note: impl Fn() -> Note,
-    ) -> Result<()> {
-        let context = Context::background();
+    /// Puts a record into the log once more, and answers its block.
+    async fn log_copy(&self, header: RecordHeader, payload: &[u8], note: impl Fn() -> Note) -> Result<u64> {
         loop {
-            self.log.room(&context, payload.len(), true).await?;
-            let appended = self.log.append(
-                payload.len(),
-                true,
-                |space| {
-                    space.copy_from_slice(payload);
-                    Ok::<_, Error>(payload.len())
-                },
-                |_| (header, note()),
-            )?;
-            if let Some(appended) = appended {
-                return self.log.acknowledged(&context, appended.sequence).await;
+            if let Some(appended) = self.log.append_copy(header, payload, note())? {
+                return Ok(appended.sequence);
             }
+            self.log.room_for_copy(payload.len()).await?;
+        }
+    }
+
+    /// Logs records once more, one behind the other, as far as that goes without waiting in one block. Answers what to
+    /// wait for with [`LocalStore::logged`].
+    pub(super) async fn log_copies(&self, copies: Vec<Copy>) -> Result<Option<u64>> {
+        let mut last = None;
+        for Copy { header, payload, object, change } in copies {
+            // What was deleted meanwhile stays where it is.
+            if !object.is_deleted() {
+                let note = || Note::Copy { object: object.clone(), change: change.clone() };
+                last = Some(self.log_copy(header, &payload, note).await?);
+            }
+        }
+        Ok(last)
+    }
+
+    /// Waits until what was logged last is durable.
+    pub(super) async fn logged(&self, last: Option<u64>) -> Result<()> {
+        match last {
+            Some(last) => self.log.acknowledged(&Context::background(), last).await,
+            None => Ok(()),
         }
     }
 
@@ -572,14 +629,25 @@ impl LocalStore {
         generation: u64,
         note: impl Fn() -> Note,
     ) -> Result<()> {
+        let sequence = self.append_bare(context, kind, generation, note).await?;
+        self.log.acknowledged(context, sequence).await
+    }
+
+    /// Puts a record without a payload into the log, and answers its block.
+    async fn append_bare(
+        &self,
+        context: &Context,
+        kind: RecordKind,
+        generation: u64,
+        note: impl Fn() -> Note,
+    ) -> Result<u64> {
         loop {
-            self.log.room(context, 0, true).await?;
             let timestamp = microseconds(self.core.wall_clock());
             let describe = |length| (record(kind, length, generation, 0, timestamp), note());
-            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)?;
-            if let Some(appended) = appended {
-                return self.log.acknowledged(context, appended.sequence).await;
+            if let Some(appended) = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)? {
+                return Ok(appended.sequence);
             }
+            self.log.room(context, 0, true).await?;
         }
     }
 
@@ -656,6 +724,7 @@ impl LocalStore {
         metrics.followers_waiting.set(self.commits.grown().len() as i64);
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         metrics.logs_failed.set(i64::from(self.failure().is_some()));
+        metrics.writers_awaited.set(self.writers.awaited() as i64);
         let segments = &metrics.segments;
         let active = i64::from(self.log.has_active_segment());
         let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));
@@ -677,8 +746,11 @@ impl LocalStore {
     }
 
     /// Ends what runs here on behalf of others, makes durable what that leaves behind, and takes nothing more.
-    pub(super) async fn close(&self) -> Result<()> {
+    pub(super) async fn close(self: &Rc<Self>) -> Result<()> {
         self.tasks.cancel().await;
+        for left in self.writers.take_awaited() {
+            self.interrupt(left.live, left.offset);
+        }
         // Writers that were dropped just now leave their interruptions to be logged.
         let limit = self.core.now() + ENDINGS_LIMIT;
         while !self.endings.is_empty() && self.core.now() < limit {
@@ -687,6 +759,8 @@ impl LocalStore {
         self.endings.cancel().await;
         let outcome = self.flush().await;
         self.log.close();
+        // Before the catalog says that there is nothing more to be read in it.
+        self.log.trim().await;
         self.commits.cut(true);
         self.keeper.release();
         outcome
@@ -697,6 +771,8 @@ impl LocalStore {
 const CATALOG_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait before the deletion of a superseded object is tried again on a full disk.
 const DELETION_PAUSE: Duration = Duration::from_secs(1);
+/// How often a deletion is tried again, a quarter of that apart, while somebody waits for it.
+const DELETION_ATTEMPTS: usize = 20;
 /// How long interruptions may take to get into the log when the store comes to an end.
 const ENDINGS_LIMIT: Duration = Duration::from_secs(2);
 
@@ -712,6 +788,14 @@ impl Drop for LeaveName<'_> {
             self.local.shared.namespace().no_longer_await(self.name, self.local.core.index());
         }
     }
+}
+
+/// A record that is logged once more.
+pub(super) struct Copy {
+    pub header: RecordHeader,
+    pub payload: Vec<u8>,
+    pub object: Arc<Object>,
+    pub change: Change,
 }
 
 /// The payload of a create record.

@@ -30,6 +30,7 @@ mod registry;
 mod shared;
 pub mod verify;
 mod writer;
+mod writers;
 
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use catalog::{Books, Database, check::Lookup};
@@ -44,3 +45,4 @@ pub use reader::{More, Piece, Reader};
 pub use registry::Registry;
 pub use shared::Shared;
 pub use writer::Writer;
+pub use writers::Resumed;

@@ -49,6 +49,8 @@ type Call = Box<dyn FnOnce(&Rc<LocalStore>) + Send>;
 pub(super) enum Message {
     /// This generation has grown or ended.
     Grown(u64),
+    /// This generation, which was live, is deleted.
+    Deleted(u64),
     /// This name has come into being.
     Begun(Name),
     /// This name is to be forgotten by the cache.

@@ -102,8 +102,10 @@ pub struct Entered {
     pub object: Arc<Object>,
     /// Its whole appends in this batch and before end here.
     pub committed: u64,
-    /// Nothing more is to come.
+    /// Nothing more is to come, unless its writing is taken up again.
     pub has_ended: bool,
+    /// How often that was done.
+    pub resumes: u64,
 }
 
 /// News for the catalog.
@@ -490,11 +492,10 @@ impl Books {
     fn entered(&self, write: Write, last_drops: &Sender<Write>) {
         match write {
             Write::Enter { objects, under_way, .. } => {
-                for Entered { object, committed, has_ended } in objects {
+                for Entered { object, committed, has_ended, resumes } in objects {
                     object.extents().forget_before(committed);
                     if has_ended {
-                        object.set_stored(true);
-                        self.namespace.is_stored(&object);
+                        self.namespace.is_stored(&object, resumes);
                     }
                 }
                 under_way.fetch_sub(1, Ordering::SeqCst);
