@@ -62,12 +62,21 @@ pub(super) struct Live {
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
+    /// Its creation is durable.
+    is_created: Cell<bool>,
 }
 
 impl Live {
-    pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
+    /// With `is_created`, of one that is there already.
+    pub(super) fn new(object: Arc<Object>, is_created: bool) -> Rc<Live> {
         let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
-        Rc::new(Live { object, touched_in: Cell::new(0), entered_in: Cell::new(0), tail, parts })
+        let is_created = Cell::new(is_created);
+        Rc::new(Live { object, touched_in: Cell::new(0), entered_in: Cell::new(0), tail, parts, is_created })
+    }
+
+    /// Whether its creation is durable.
+    pub(super) fn is_created(&self) -> bool {
+        self.is_created.get()
     }
 
     /// Adds bytes that are durable; true when that makes an append whole.
@@ -124,6 +133,7 @@ impl Sink for Commits {
         self.follow(&placement);
         match note {
             Note::Create { live, document, at_microseconds } => {
+                live.is_created.set(true);
                 let (generation, name) = (live.object.generation(), live.object.name().clone());
                 self.enter(&live, Change::Create { generation, name, document, at_microseconds });
             }
@@ -134,7 +144,10 @@ impl Sink for Commits {
                     State::Sealed => Change::Seal { generation, length, at_microseconds },
                     _ => Change::Interrupt { generation, at_microseconds },
                 };
-                self.end(&live, state, at_microseconds);
+                // Where the log has given up a part of it, its followers were told then.
+                if live.object.state() == State::Live {
+                    self.end(&live, state, at_microseconds);
+                }
                 self.enter(&live, change);
             }
             Note::Delete(object) => {
@@ -175,9 +188,11 @@ impl Sink for Commits {
 
     fn failed(&self, note: Note) {
         match note {
-            Note::Create { live, .. } | Note::Append { live, .. } | Note::End { live, .. } => {
-                self.end_without_log(&live)
+            Note::Create { live, .. } => {
+                self.end_without_log(&live);
+                self.shared.namespace().forget(&live.object);
             }
+            Note::Append { live, .. } | Note::End { live, .. } => self.end_without_log(&live),
             // Who asked for the deletion learns of the failure. What was there before stays where it was.
             Note::Delete(_) | Note::Tombstone { .. } | Note::Copy { .. } => {}
         }

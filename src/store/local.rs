@@ -222,7 +222,7 @@ impl LocalStore {
         object.set_home(self.core.index());
         let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
         drop(pin);
-        let live = Live::new(object);
+        let live = Live::new(object, false);
         let appended = self.log.append(
             document.len(),
             true,
@@ -675,6 +675,12 @@ impl LocalStore {
         let task = async move {
             let context = Context::background();
             let outcome = loop {
+                // What the log has given up since is not in the object.
+                let length = match live.object.state() {
+                    State::Live => length,
+                    _ if !live.is_created() => return,
+                    _ => live.object.committed(),
+                };
                 match local.append_end(&live, State::Interrupted, length) {
                     Ok(Some(_)) => break Ok(()),
                     Ok(None) => {}

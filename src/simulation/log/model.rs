@@ -14,6 +14,9 @@ pub(super) struct Model {
     pub firm: BTreeSet<u64>,
     /// Appended since the last recovery and not acknowledged, in order.
     pub pending: Vec<u64>,
+    /// Appended since the last recovery and given up by the log: whoever waited was told. They may be found, unless
+    /// something behind them is acknowledged.
+    pub given_up: BTreeSet<u64>,
     /// Not found by a recovery: must never come back.
     pub cut_off: BTreeSet<u64>,
     /// Nobody refers to records below this number: they may be found, or not.
@@ -41,6 +44,12 @@ impl Model {
         self.pending.push(number);
         self.tally.appended += 1;
         number
+    }
+
+    /// The log has given a record up.
+    pub fn give_up(&mut self, number: u64) {
+        self.pending.retain(|&pending| pending != number);
+        self.given_up.insert(number);
     }
 
     /// Lets records go. What is returned refers to their segments.
@@ -71,6 +80,15 @@ impl Model {
         if let Some(lost) = self.firm.range(self.forgotten_below..).find(|number| !found.contains(number)) {
             return Err(format!("{lost} was acknowledged, and is lost"));
         }
+        let given_up = std::mem::take(&mut self.given_up);
+        let last = self.firm.last().copied().unwrap_or(0);
+        if let Some(back) = given_up.iter().find(|number| found.contains(number) && **number < last) {
+            return Err(format!("{back} was given up, and is found before {last}, which was acknowledged"));
+        }
+        let (back, gone): (Vec<u64>, Vec<u64>) =
+            given_up.into_iter().partition(|number| found.contains(number));
+        self.firm.extend(back);
+        self.cut_off.extend(gone);
         let pending = std::mem::take(&mut self.pending);
         let missing =
             pending.iter().position(|number| !found.contains(number) && *number >= self.forgotten_below);

@@ -54,7 +54,12 @@ impl Sink for Durable {
 
     fn block_done(&self) {}
 
-    fn failed(&self, _number: u64) {}
+    fn failed(&self, number: u64) {
+        let model = &mut *self.model.borrow_mut();
+        if !model.is_dead {
+            model.give_up(number);
+        }
+    }
 }
 
 /// What the tasks of a session share.
