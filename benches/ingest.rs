@@ -176,7 +176,7 @@ fn cpu_of_thread() -> Duration {
 }
 
 async fn receive_raw(core: Rc<Core>, path: PathBuf, connection: Descriptor, bytes: u64) {
-    let stream = Stream::new(core.clone(), connection);
+    let stream = Stream::new(core.clone(), Arc::new(connection));
     let file = core.open(&path, OpenMode::WriteDirect).await.expect("the file is there");
     let place = core.ring().register_file(&file);
     let arena = Arena::new(RAW_BLOCKS_IN_FLIGHT + 1, RAW_BLOCK_LENGTH).expect("memory");

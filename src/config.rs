@@ -9,7 +9,9 @@
 //! error, because a misspelt limit that is silently ignored is found out in the worst hour; so is a bad value,
 //! even where a stronger source overrides it.
 
+mod resume;
 mod retention;
+mod rules;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -89,6 +91,10 @@ settings! {
     spare_segments: usize = "2", "COUNT", read_count;
     /// What is deleted of sealed objects, oldest first, such as "cameras age=7d size=100GB; * age=30d"
     retention: Retention = "none", "RULES", read_retention;
+    /// How long a writer that went away is awaited, such as "cameras plain=30s; * resumable=60s": its followers wait
+    resume_window: ResumeWindows = "none", "RULES", read_resume_windows;
+    /// How long an unfinished tus upload is kept after its last byte
+    tus_expiry_seconds: u64 = "604800", "SECONDS", read_seconds;
     /// Connections open at a time; further ones are refused
     connections_max: usize = "10000", "COUNT", read_count;
     /// The longest request line with its headers
@@ -413,6 +419,8 @@ fn invalid(why: String) -> Error {
     Error::new(Kind::InvalidArgument, why)
 }
 
+use resume::read_resume_windows;
+pub use resume::{ResumeRule, ResumeWindows};
 use retention::read_retention;
 pub use retention::{Retention, RetentionRule};
 

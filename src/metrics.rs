@@ -99,6 +99,12 @@ metrics! {
     objects_interrupted: Counter = "tailwater_objects_interrupted_total";
     /// Objects deleted.
     objects_deleted: Counter = "tailwater_objects_deleted_total";
+    /// Writers that are gone and may still come back: their objects are live, and followers wait.
+    writers_awaited: Gauge = "tailwater_writers_awaited";
+    /// Writers that went on with an object that another one had left.
+    writers_resumed: Counter = "tailwater_writers_resumed_total";
+    /// Writers that were awaited and did not come back in time.
+    writers_given_up: Counter = "tailwater_writers_given_up_total";
     /// Readers that follow a live object, those that wait for more of it included.
     followers: Gauge = "tailwater_followers";
     /// Followers that have everything up to the watermark and wait for more.

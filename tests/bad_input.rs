@@ -727,9 +727,10 @@ fn a_connection_too_many_is_told_to_come_back_later() {
 fn a_method_that_is_not_allowed_comes_with_those_that_are() {
     let server = Server::start();
     for (method, path, allow) in [
-        ("PATCH", "/t/a", "GET, HEAD, PUT, POST, DELETE"),
-        ("DELETE", "/t/", "GET, HEAD"),
-        ("PUT", "/", "GET, HEAD"),
+        ("PATCH", "/t/a", "GET, HEAD, PUT, POST, DELETE, OPTIONS"),
+        ("DELETE", "/t/", "GET, HEAD, OPTIONS"),
+        ("PUT", "/", "GET, HEAD, OPTIONS"),
+        ("GET", "/_tus/t/a", "HEAD, POST, PATCH, DELETE, OPTIONS"),
     ] {
         let response = server.request(method, path, &[("Content-Length", "0")]);
         assert_problem(path, &response, 405, true);

@@ -348,6 +348,7 @@ fn a_restart_keeps_what_was_sealed_interrupted_and_deleted() {
         cache_control: Some("no-transform".to_owned()),
         user: vec![("x-amz-meta-camera".to_owned(), "7 é".to_owned())],
         declared_length: None,
+        tus: None,
     };
     block_on(async {
         for number in 0..20 {

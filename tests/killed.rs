@@ -30,6 +30,7 @@ fn what_was_acknowledged_or_read_survives_kills_under_load() {
             (answered, given) = (answered + load.answered(), given + load.given());
         });
         server.assert_verified();
+        server.assert_verified_without_catalog();
         server.set_flag("--cores", ["1", "2", "3"][random.below(3) as usize]);
         server.restart();
         let found = crowd.check(&server);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::read_bytes;
-use crate::store::name::check_bucket;
+use super::rules::{named, rules};
 
 /// The rules of all buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,45 +26,32 @@ pub struct RetentionRule {
 
 /// Reads `cameras age=7d size=100GB; * age=30d`.
 pub(super) fn read_retention(text: &str) -> Result<Retention, String> {
-    if text.trim() == "none" {
-        return Ok(Retention::default());
-    }
-    let rules = text.split(';').map(str::trim).filter(|rule| !rule.is_empty()).map(read_rule);
-    Ok(Retention { rules: rules.collect::<Result<_, _>>()? })
-}
-
-fn read_rule(text: &str) -> Result<RetentionRule, String> {
-    let mut words = text.split_whitespace();
-    let bucket = words.next().unwrap_or_default().to_owned();
-    if bucket != "*" {
-        check_bucket(&bucket).map_err(|error| format!("{bucket:?} is no bucket ({error}), nor \"*\""))?;
-    }
-    let mut rule = RetentionRule { bucket, age: None, bytes: None };
-    for word in words {
-        let (key, value) = word.split_once('=').unwrap_or((word, ""));
-        match key {
-            "age" => {
-                let age = humantime::parse_duration(value)
-                    .map_err(|error| format!("age={value} is no time such as 7d or 12h: {error}"))?;
-                rule.age = Some(age);
+    let rules = rules(text).map(|(bucket, words)| {
+        let mut rule = RetentionRule { bucket: bucket?, age: None, bytes: None };
+        for (key, value) in words {
+            match key {
+                "age" => {
+                    let age = humantime::parse_duration(value)
+                        .map_err(|error| format!("age={value} is no time such as 7d or 12h: {error}"))?;
+                    rule.age = Some(age);
+                }
+                "size" => {
+                    rule.bytes = Some(read_bytes(value).map_err(|why| format!("size={value}: {why}"))?);
+                }
+                _ => return Err(format!("\"{key}={value}\" is neither age=TIME nor size=SIZE")),
             }
-            "size" => rule.bytes = Some(read_bytes(value).map_err(|why| format!("size={value}: {why}"))?),
-            _ => return Err(format!("{word:?} is neither age=TIME nor size=SIZE")),
         }
-    }
-    if rule.age.is_none() && rule.bytes.is_none() {
-        return Err(format!("the rule of {} has neither age=TIME nor size=SIZE", rule.bucket));
-    }
-    Ok(rule)
+        match (rule.age, rule.bytes) {
+            (None, None) => Err(format!("the rule of {} has neither age=TIME nor size=SIZE", rule.bucket)),
+            _ => Ok(rule),
+        }
+    });
+    Ok(Retention { rules: rules.collect::<Result<_, _>>()? })
 }
 
 impl fmt::Display for Retention {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.rules.is_empty() {
-            return formatter.write_str("none");
-        }
-        let rules: Vec<String> = self.rules.iter().map(ToString::to_string).collect();
-        formatter.write_str(&rules.join("; "))
+        named(formatter, &self.rules)
     }
 }
 

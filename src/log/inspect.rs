@@ -71,6 +71,8 @@ pub struct Inspected<'a> {
     pub payload: &'a [u8],
     /// The block that it is in is damaged.
     pub is_in_hole: bool,
+    /// Where its block begins in the segment, in bytes, where that is whole.
+    pub block: Option<u64>,
 }
 
 /// Reads a whole segment. Blocks count that are of `epoch`; where that is not given, of the header's. `visit` gets
@@ -188,6 +190,7 @@ fn inspected<'a>(record: &Record, block: &'a [u8], position: u64) -> Inspected<'
         is_whole: record.is_whole,
         payload: record.payload(block),
         is_in_hole: false,
+        block: Some(position),
     }
 }
 
@@ -211,7 +214,7 @@ async fn search(
             continue;
         };
         let position = hole.start + (at + RECORD_HEADER_LENGTH) as u64;
-        visit(Inspected { header, position, is_whole, payload, is_in_hole: true });
+        visit(Inspected { header, position, is_whole, payload, is_in_hole: true, block: None });
         at += super::format::record_length(payload.len());
     }
     Ok(())

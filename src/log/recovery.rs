@@ -87,7 +87,7 @@ pub struct Survey {
     /// Segments of which nothing counts.
     nothing_counts: Vec<u64>,
     /// Positions of blocks that do not count, in segments where others do.
-    void: Vec<(u64, Vec<u64>)>,
+    pub void: Vec<(u64, Vec<u64>)>,
     /// Where the last block that counts ends, in segments that nothing more is written to.
     ends: Vec<(u64, u64)>,
 }
@@ -243,11 +243,12 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         if let Some(end) = scan.end(&counts[index], known).filter(|_| !is_damaged_behind) {
             survey.ends.push((scan.number, end));
         }
-        if !places.contains_key(&index) {
-            let known = known.segments.get(&scan.number).copied();
+        let begun = scan.epoch.map(|epoch| KnownSegment::Begun { epoch });
+        // All that counts in a segment may be known; behind that there may be what this start cuts off.
+        let is_known = begun.is_some() && known.segments.get(&scan.number).copied() == begun;
+        if !places.contains_key(&index) && !is_known {
             match scan.epoch {
                 None => survey.without_header.push(scan.number),
-                Some(epoch) if known == Some(KnownSegment::Begun { epoch }) => {}
                 Some(_) => survey.nothing_counts.push(scan.number),
             }
             continue;

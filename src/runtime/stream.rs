@@ -63,9 +63,9 @@ pub struct Stream {
 
 impl Stream {
     /// A connection that was accepted, from now on this core's.
-    pub fn new(core: Rc<Core>, descriptor: Descriptor) -> Stream {
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&descriptor, true);
-        Stream { core, descriptor: Arc::new(descriptor) }
+    pub fn new(core: Rc<Core>, descriptor: Arc<Descriptor>) -> Stream {
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&*descriptor, true);
+        Stream { core, descriptor }
     }
 
     /// Whom it is with, as long as it is connected.
@@ -161,6 +161,11 @@ impl Stream {
     /// The socket itself, for transfers from a pipe.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// The socket itself, for another core to go on with it.
+    pub fn shared_descriptor(&self) -> Arc<Descriptor> {
+        self.descriptor.clone()
     }
 
     /// Ends the sending side; the peer sees the end after all that was sent.

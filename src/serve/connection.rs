@@ -14,9 +14,9 @@ use tracing::Instrument;
 use super::head::{Head, Limits, Parsed, Version, parse_more};
 use super::problem::Problem;
 use super::reply::{Body, Committed, ReplyHead, write_problem};
-use super::server::{Door, Here, within};
-use super::target::Target;
-use super::{admin, follow, ingest, names};
+use super::server::{Arrival, Door, Here, within};
+use super::target::{ObjectQuery, Target};
+use super::{admin, follow, ingest, names, resumable, tus};
 use crate::context::{Context, Peer, RequestId};
 use crate::error::Error;
 use crate::runtime::{Either, Elapsed, Stream, race};
@@ -73,6 +73,15 @@ impl Input {
         assert!(self.end <= self.bytes.len());
     }
 
+    /// Takes back what was consumed since this answered `mark`, where nothing was received since.
+    fn restore(&mut self, mark: (usize, usize)) {
+        (self.start, self.end) = mark;
+    }
+
+    fn mark(&self) -> (usize, usize) {
+        (self.start, self.end)
+    }
+
     /// Gives the memory back where nothing is held.
     fn release(&mut self) {
         if self.is_empty() {
@@ -90,6 +99,8 @@ pub(super) enum Broken {
     Stalled,
     /// The context has ended: the node cuts what is left.
     Ended,
+    /// Somebody else has come to write the object.
+    Replaced,
 }
 
 impl From<Errno> for Broken {
@@ -119,6 +130,8 @@ pub(super) enum Next {
     Request,
     /// All was sent: close, after the client has had time to read it although it may still be sending.
     Close,
+    /// Only this core can answer the request, of which nothing but the head was used.
+    Elsewhere(usize),
 }
 
 pub(super) struct Connection {
@@ -148,15 +161,17 @@ pub(super) fn refuse(here: &Here, stream: &Stream) {
 }
 
 impl Connection {
-    pub fn new(here: Rc<Here>, context: Context, stream: Stream, door: Door) -> Connection {
-        Connection { here, stream, input: Input::default(), door, context }
+    pub fn new(here: Rc<Here>, context: Context, stream: Stream, door: Door, input: Input) -> Connection {
+        Connection { here, stream, input, door, context }
     }
 
     /// Serves requests until the connection ends.
     pub async fn serve(mut self) {
         loop {
+            let mut mark = self.input.mark();
             let next = match self.read_head().await {
                 Ok(Some(Parsed::Complete { head, length })) => {
+                    mark = self.input.mark();
                     self.input.consume(length);
                     let id = self.here.next_request();
                     // What a request has begun elsewhere and nobody waits for any more ends with it.
@@ -176,6 +191,12 @@ impl Connection {
             };
             match next {
                 Ok(Next::Request) if !self.here.is_draining() => {}
+                Ok(Next::Elsewhere(core)) => {
+                    self.input.restore(mark);
+                    let input = std::mem::take(&mut self.input);
+                    self.here.send_to(core, Arrival::moved(self.door, &self.stream, input));
+                    return;
+                }
                 // What the client has sent and nobody has read would make closing a reset, and the end of the answer
                 // could be lost with it.
                 Ok(Next::Request | Next::Close) => {
@@ -243,6 +264,12 @@ impl Connection {
             return admin::answer(self, &request).await;
         }
         match (&request.head.method, &request.head.target) {
+            (_, Target::Tus(target)) => tus::answer(self, &request, target).await,
+            (&Method::OPTIONS, _) => resumable::options(self, &request).await,
+            (
+                &Method::HEAD | &Method::PATCH | &Method::DELETE,
+                Target::Object { name, query: ObjectQuery { upload: Some(upload), .. } },
+            ) => resumable::answer(self, &request, name, *upload).await,
             (&Method::PUT | &Method::POST, Target::Object { .. }) => ingest::answer(self, &request).await,
             (&Method::GET | &Method::HEAD, Target::Object { .. }) => follow::answer(self, &request).await,
             (&Method::DELETE, Target::Object { .. }) => names::delete(self, &request).await,

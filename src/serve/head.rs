@@ -391,10 +391,11 @@ fn understand(
     framing: Framing,
 ) -> Result<(Target, String, bool), Problem> {
     match *method {
-        Method::GET | Method::HEAD | Method::PUT | Method::POST | Method::DELETE => {}
+        Method::GET | Method::HEAD | Method::PUT | Method::POST | Method::DELETE | Method::PATCH => {}
+        Method::OPTIONS if target != "*" => {}
         // These may come with targets of their own forms, `*` or `host:port`.
-        Method::OPTIONS | Method::PATCH | Method::TRACE | Method::CONNECT => {
-            return Err(Problem::method_not_allowed(method, "GET, HEAD, PUT, POST, DELETE"));
+        Method::OPTIONS | Method::TRACE | Method::CONNECT => {
+            return Err(Problem::method_not_allowed(method, "GET, HEAD, PUT, POST, PATCH, DELETE"));
         }
         _ => return Err(unknown_method()),
     }
@@ -405,7 +406,8 @@ fn understand(
     }
     // Also in HTTP/1.0, where nothing would mean an empty body (RFC 1945, section 8.3): an upload whose body is
     // delimited by the end of the connection could not be told from one that was cut short.
-    if matches!(*method, Method::PUT | Method::POST) && framing == Framing::None {
+    let is_plain = matches!(target, Target::Object { .. });
+    if matches!(*method, Method::PUT | Method::POST) && framing == Framing::None && is_plain {
         return Err(Problem::length_required());
     }
     let expects_continue = expects_continue(headers, version)?;
@@ -666,9 +668,10 @@ mod tests {
     #[test]
     fn allow_names_the_methods_of_the_target() {
         for (line, allow) in [
-            ("PATCH /b/k", "GET, HEAD, PUT, POST, DELETE"),
-            ("DELETE /b/", "GET, HEAD"),
-            ("POST /", "GET, HEAD"),
+            ("PATCH /b/k", "GET, HEAD, PUT, POST, DELETE, OPTIONS"),
+            ("PUT /b/k?upload=1", "HEAD, PATCH, DELETE, OPTIONS"),
+            ("DELETE /b/", "GET, HEAD, OPTIONS"),
+            ("POST /", "GET, HEAD, OPTIONS"),
         ] {
             match parse(format!("{line} HTTP/1.0\r\n\r\n").as_bytes(), &Limits::default()) {
                 Ok(Parsed::Refused { problem, .. }) => assert_eq!(problem.headers[0].1, allow, "{line}"),

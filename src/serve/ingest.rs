@@ -1,17 +1,18 @@
 //! PUT and POST: a body becomes an object while it arrives.
 //!
-//! The object exists, and can be followed, from when the head is accepted. Its bytes go from the socket straight
-//! into the log's open block, each piece that arrives as one append; only what came together with a head or a
-//! chunk line is copied. The answer says 201 when the seal, and so everything before it, is durable.
+//! The object exists, and can be followed, from when the head is accepted. The answer says 201 when the seal, and so
+//! everything before it, is durable.
+//!
+//! A body may also be a part of an object, and the next one goes on with it: by `Content-Range` ([`super::ranged`])
+//! or as the resumable-upload draft has it ([`super::resumable`]).
 
-use std::io::IoSliceMut;
+use std::sync::Arc;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use rustix::io::Errno;
 use serde::Serialize;
 
-use super::chunked::{Decoder, Step};
+use super::body::{Failed, receive};
 use super::conditional::{Outcome, Validators, evaluate, is_conditional};
 use super::connection::{Broken, Connection, Next, Request};
 use super::head::Framing;
@@ -19,117 +20,87 @@ use super::names::etag_of;
 use super::problem::Problem;
 use super::reply::CONTINUE;
 use super::target::Target;
-use crate::error::Error;
-use crate::runtime::yield_now;
-use crate::store::{Metadata, Object, State, Writer};
+use super::{ranged, resumable};
+use crate::store::{Metadata, Name, Object, State, Writer};
 
-/// How much is received into the block at once, in bytes.
-const PIECE_LENGTH_MAX: usize = 1 << 20;
-/// How much one connection receives before others have their turn, in bytes.
-const TURN_LENGTH: usize = 1 << 20;
 /// Names and values of `x-amz-meta-*` headers together, in bytes; S3 allows 2 KiB, we are not that strict.
 const USER_METADATA_LENGTH_MAX: usize = 16 << 10;
 const USER_METADATA_PREFIX: &str = "x-amz-meta-";
 
 #[derive(Serialize)]
-struct CreatedBody<'a> {
+struct ObjectBody<'a> {
     bucket: &'a str,
     key: &'a str,
     generation: u64,
     state: State,
     length: u64,
-    etag: String,
-}
-
-/// Why a body did not become an object.
-enum Failed {
-    /// The client can be told.
-    Problem(Problem),
-    /// The client is gone or has stalled.
-    Broken(Broken),
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Failed {
-        if error.errno().is_some() {
-            tracing::error!(%error, "an upload failed");
-        }
-        Failed::Problem(Problem::from(error))
-    }
-}
-
-impl From<Problem> for Failed {
-    fn from(problem: Problem) -> Failed {
-        Failed::Problem(problem)
-    }
-}
-
-impl From<Broken> for Failed {
-    fn from(broken: Broken) -> Failed {
-        Failed::Broken(broken)
-    }
-}
-
-impl From<Errno> for Failed {
-    fn from(errno: Errno) -> Failed {
-        Failed::Broken(Broken::from(errno))
-    }
+    #[serde(skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
 }
 
 pub(super) async fn answer(connection: &mut Connection, request: &Request) -> Result<Next, Broken> {
-    match ingest(connection, request).await {
-        Ok(object) => reply_created(connection, request, &object).await,
+    let outcome = if resumable::is_creation(&request.head.headers) {
+        resumable::create(connection, request).await
+    } else if let Some(part) = ranged::part_of(&request.head) {
+        match part {
+            Ok(part) => ranged::put(connection, request, part).await,
+            Err(problem) => Err(problem.into()),
+        }
+    } else {
+        put(connection, request).await
+    };
+    conclude(connection, request, outcome).await
+}
+
+/// Answers what was not answered yet, or ends the connection.
+pub(super) async fn conclude(
+    connection: &mut Connection,
+    request: &Request,
+    outcome: Result<Next, Failed>,
+) -> Result<Next, Broken> {
+    match outcome {
+        Ok(next) => Ok(next),
         Err(Failed::Problem(problem)) => connection.reply_problem(request, &problem).await,
+        Err(Failed::Elsewhere(core)) => Ok(Next::Elsewhere(core)),
         Err(Failed::Broken(broken)) => {
-            tracing::info!(
-                path = request.head.path,
-                ?broken,
-                "the writer went away: the object is interrupted"
-            );
+            tracing::info!(path = request.head.path, ?broken, "the writer went away");
             Err(broken)
         }
     }
 }
 
-async fn reply_created(
-    connection: &mut Connection,
-    request: &Request,
-    object: &Object,
-) -> Result<Next, Broken> {
-    let etag = object.etag();
-    let body = CreatedBody {
-        bucket: object.name().bucket(),
-        key: object.name().key(),
-        generation: object.generation(),
-        state: object.state(),
-        length: object.committed(),
-        etag: etag.clone(),
-    };
-    let json = match serde_json::to_vec(&body) {
-        Ok(json) => json,
-        Err(error) => {
-            return connection.reply_problem(request, &Problem::internal(error.to_string())).await;
-        }
-    };
-    let mut headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    if let Ok(etag) = HeaderValue::try_from(etag) {
-        headers.push((ETAG, etag));
-    }
-    connection.reply(request, StatusCode::CREATED, &headers, &json).await
+async fn put(connection: &mut Connection, request: &Request) -> Result<Next, Failed> {
+    let Target::Object { name, .. } = &request.head.target else { unreachable!("only objects are written") };
+    let declared_length = declared_length(request)?;
+    let metadata = metadata_of(&request.head.headers, declared_length)?;
+    let mut writer = begin(connection, request, name, metadata).await?;
+    writer.set_window(connection.here.config().resume_window.plain(name.bucket()));
+    go_on(connection, request).await?;
+    receive(connection, request, &mut writer).await?;
+    let object = writer.seal(&request.context).await?;
+    Ok(reply_object(connection, request, StatusCode::CREATED, &object, Vec::new()).await?)
 }
 
-async fn ingest(connection: &mut Connection, request: &Request) -> Result<std::sync::Arc<Object>, Failed> {
-    let head = &request.head;
-    let Target::Object { name, .. } = &head.target else { unreachable!("only objects are written") };
-    let declared_length = match head.framing {
-        Framing::Length(length) => Some(length),
-        Framing::Chunked => None,
-        Framing::None => return Err(Problem::length_required().into()),
-    };
-    let metadata = metadata_of(&head.headers, declared_length)?;
-    let local = connection.here.local.clone();
+/// How long the body says it is.
+pub(super) fn declared_length(request: &Request) -> Result<Option<u64>, Problem> {
+    match request.head.framing {
+        Framing::Length(length) => Ok(Some(length)),
+        Framing::Chunked => Ok(None),
+        Framing::None => Err(Problem::length_required()),
+    }
+}
+
+/// Begins a generation of a name, where the request's conditions allow it.
+pub(super) async fn begin(
+    connection: &Connection,
+    request: &Request,
+    name: &Name,
+    metadata: Metadata,
+) -> Result<Writer, Failed> {
+    let headers = &request.head.headers;
+    let local = &connection.here.local;
     // What an interrupted upload has left does not count as there: the next attempt may replace it.
-    let existing = match is_conditional(&head.headers) {
+    let existing = match is_conditional(headers) {
         true => local.find(&request.context, name).await?,
         false => None,
     };
@@ -140,156 +111,53 @@ async fn ingest(connection: &mut Connection, request: &Request) -> Result<std::s
         modified: existing.as_ref().map(|object| object.modified()),
         exists: existing.is_some(),
     };
-    if evaluate(&Method::PUT, &head.headers, &validators) != Outcome::Proceed {
+    if evaluate(&Method::PUT, headers, &validators) != Outcome::Proceed {
         let detail = "the object is there, or not what the condition says";
         return Err(Problem::precondition_failed(detail).into());
     }
     // Between this look and the beginning of the generation another writer may have come.
-    let only_if_absent = head.headers.get(http::header::IF_NONE_MATCH).is_some_and(|value| value == "*");
-    let mut writer = local.create(&request.context, name.clone(), metadata, only_if_absent).await?;
-    if head.expects_continue {
-        connection.send(CONTINUE, false).await?;
-    }
-    match declared_length {
-        Some(length) => receive_length(connection, request, &mut writer, length).await?,
-        None => receive_chunked(connection, request, &mut writer).await?,
-    }
-    Ok(writer.seal(&request.context).await?)
+    let only_if_absent = headers.get(http::header::IF_NONE_MATCH).is_some_and(|value| value == "*");
+    Ok(local.create(&request.context, name.clone(), metadata, only_if_absent).await?)
 }
 
-/// A body by Content-Length.
-async fn receive_length(
+/// Tells a client that waits for it that it may send the body.
+pub(super) async fn go_on(connection: &Connection, request: &Request) -> Result<(), Broken> {
+    match request.head.expects_continue {
+        true => connection.send(CONTINUE, false).await,
+        false => Ok(()),
+    }
+}
+
+/// Tells of an object that was written, or of a part of it.
+pub(super) async fn reply_object(
     connection: &mut Connection,
     request: &Request,
-    writer: &mut Writer,
-    length: u64,
-) -> Result<(), Failed> {
-    let at_hand = (connection.input.filled().len() as u64).min(length) as usize;
-    append_input(connection, request, writer, 0, at_hand).await?;
-    connection.input.consume(at_hand);
-    let mut remaining = length - at_hand as u64;
-    let mut turn = 0;
-    while remaining > 0 {
-        let wanted = remaining.min(PIECE_LENGTH_MAX as u64) as usize;
-        let stream = &connection.stream;
-        let received = writer.append_from(wanted, |space| receive(stream, &mut [IoSliceMut::new(space)]))?;
-        match received {
-            Some(0) => connection.readable().await?,
-            Some(count) => {
-                remaining -= count as u64;
-                connection.here.local.metrics().bytes_received.add(count as u64);
-                give_way(&mut turn, count).await;
-            }
-            None => writer.room(&request.context, wanted).await?,
-        }
+    status: StatusCode,
+    object: &Arc<Object>,
+    mut headers: Vec<(HeaderName, HeaderValue)>,
+) -> Result<Next, Broken> {
+    // The state first: once it is not live, the watermark is final.
+    let state = object.state();
+    let etag = (state == State::Sealed).then(|| object.etag());
+    headers.push((CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    if let Some(etag) = etag.as_ref().and_then(|etag| HeaderValue::try_from(etag).ok()) {
+        headers.push((ETAG, etag));
     }
-    Ok(())
-}
-
-/// A chunked body (RFC 9112, section 7.1).
-async fn receive_chunked(
-    connection: &mut Connection,
-    request: &Request,
-    writer: &mut Writer,
-) -> Result<(), Failed> {
-    let mut decoder = Decoder::new();
-    let mut turn = 0;
-    loop {
-        if !connection.input.is_empty() {
-            match decoder.advance(connection.input.filled())? {
-                Step::NeedMore => connection.input.consume(connection.input.filled().len()),
-                Step::Data { skip, available } => {
-                    append_input(connection, request, writer, skip, available).await?;
-                    connection.input.consume(skip + available);
-                    give_way(&mut turn, available).await;
-                }
-                Step::End { consumed } => {
-                    connection.input.consume(consumed);
-                    return Ok(());
-                }
-            }
-            continue;
-        }
-        let payload = decoder.payload_remaining().min(PIECE_LENGTH_MAX as u64) as usize;
-        let (stream, input) = (&connection.stream, &mut connection.input);
-        if payload == 0 {
-            match receive(stream, &mut [IoSliceMut::new(input.space())])? {
-                0 => connection.readable().await?,
-                count => input.fill(count),
-            }
-            continue;
-        }
-        // The rest of the chunk goes to its place, and what follows it, the next chunk's line, into the input.
-        let mut behind = 0;
-        let received = writer.append_from(payload, |space| {
-            let room = space.len();
-            let count = if room == payload {
-                receive(stream, &mut [IoSliceMut::new(space), IoSliceMut::new(input.space())])?
-            } else {
-                receive(stream, &mut [IoSliceMut::new(space)])?
-            };
-            behind = count.saturating_sub(room);
-            Ok::<_, Failed>(count - behind)
-        })?;
-        match received {
-            Some(0) => connection.readable().await?,
-            Some(count) => {
-                connection.input.fill(behind);
-                decoder.consume_payload(count as u64);
-                connection.here.local.metrics().bytes_received.add(count as u64);
-                give_way(&mut turn, count).await;
-            }
-            None => writer.room(&request.context, payload).await?,
-        }
+    let body = ObjectBody {
+        bucket: object.name().bucket(),
+        key: object.name().key(),
+        generation: object.generation(),
+        state,
+        length: object.committed(),
+        etag,
+    };
+    match serde_json::to_vec(&body) {
+        Ok(json) => connection.reply(request, status, &headers, &json).await,
+        Err(error) => connection.reply_problem(request, &Problem::internal(error.to_string())).await,
     }
 }
 
-/// Takes what the socket has. Zero: nothing yet.
-fn receive(stream: &crate::runtime::Stream, buffers: &mut [IoSliceMut<'_>]) -> Result<usize, Failed> {
-    match stream.try_receive(buffers)? {
-        Some(0) => Err(Failed::Broken(Broken::Gone)),
-        Some(count) => Ok(count),
-        None => Ok(0),
-    }
-}
-
-/// Appends bytes that are in the input already.
-async fn append_input(
-    connection: &mut Connection,
-    request: &Request,
-    writer: &mut Writer,
-    start: usize,
-    length: usize,
-) -> Result<(), Failed> {
-    let mut appended = 0;
-    while appended < length {
-        let bytes = &connection.input.filled()[start + appended..start + length];
-        let taken = writer.append_from(bytes.len(), |space| {
-            let count = space.len().min(bytes.len());
-            space[..count].copy_from_slice(&bytes[..count]);
-            Ok::<_, Failed>(count)
-        })?;
-        match taken {
-            Some(count) => {
-                appended += count;
-                connection.here.local.metrics().bytes_received.add(count as u64);
-            }
-            None => writer.room(&request.context, length - appended).await?,
-        }
-    }
-    Ok(())
-}
-
-/// Lets others have their turn after a while.
-async fn give_way(turn: &mut usize, received: usize) {
-    *turn += received;
-    if *turn >= TURN_LENGTH {
-        *turn = 0;
-        yield_now().await;
-    }
-}
-
-fn metadata_of(headers: &HeaderMap, declared_length: Option<u64>) -> Result<Metadata, Problem> {
+pub(super) fn metadata_of(headers: &HeaderMap, declared_length: Option<u64>) -> Result<Metadata, Problem> {
     let mut user = Vec::new();
     let mut user_length = 0;
     for (name, value) in headers {
@@ -308,6 +176,7 @@ fn metadata_of(headers: &HeaderMap, declared_length: Option<u64>) -> Result<Meta
         cache_control: single(CACHE_CONTROL)?,
         user,
         declared_length,
+        tus: None,
     })
 }
 

@@ -26,6 +26,8 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 pub struct Problem {
     /// The status of the answer.
     pub status: StatusCode,
+    /// A URI that stands for the kind of problem; `about:blank` where the status says all of it.
+    pub uri: &'static str,
     /// What kind of problem this is; the same words for the same kind.
     pub title: &'static str,
     /// What happened this time, in one sentence.
@@ -36,6 +38,8 @@ pub struct Problem {
     pub close: bool,
     /// Headers that belong to the answer, such as `Allow`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What the kind of problem says besides (RFC 9457, section 3.2).
+    pub members: Vec<(&'static str, u64)>,
 }
 
 impl Problem {
@@ -46,7 +50,16 @@ impl Problem {
             || status == StatusCode::NOT_IMPLEMENTED
             || status == StatusCode::HTTP_VERSION_NOT_SUPPORTED;
         let actor = if is_callers { Actor::Caller } else { Actor::Operator };
-        Problem { status, title, detail: detail.into(), actor, close: false, headers: Vec::new() }
+        Problem {
+            status,
+            uri: "about:blank",
+            title,
+            detail: detail.into(),
+            actor,
+            close: false,
+            headers: Vec::new(),
+            members: Vec::new(),
+        }
     }
 
     /// 400: the request is well framed, but asks for something that cannot be.
@@ -114,6 +127,11 @@ impl Problem {
         .closing()
     }
 
+    /// 415: the body is of a kind that is not taken here.
+    pub fn unsupported_media_type(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", detail)
+    }
+
     /// 416: no byte of the range exists; `content_range` tells the length (see
     /// [`unsatisfied_range`](super::range::unsatisfied_range)).
     pub fn range_not_satisfiable(content_range: HeaderValue) -> Problem {
@@ -178,6 +196,20 @@ impl Problem {
         self
     }
 
+    /// The same problem as one of a kind that a registered URI stands for.
+    #[must_use]
+    pub fn of_kind(mut self, uri: &'static str) -> Problem {
+        self.uri = uri;
+        self
+    }
+
+    /// The same problem with one more member of its body.
+    #[must_use]
+    pub fn with_member(mut self, name: &'static str, value: u64) -> Problem {
+        self.members.push((name, value));
+        self
+    }
+
     /// The same problem with one more header.
     #[must_use]
     pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Problem {
@@ -187,15 +219,18 @@ impl Problem {
 
     /// The body: one JSON object. `request` is the id under which the log knows the request.
     pub fn body(&self, request: &str) -> String {
-        serde_json::json!({
-            "type": "about:blank",
+        let mut body = serde_json::json!({
+            "type": self.uri,
             "title": self.title,
             "status": self.status.as_u16(),
             "detail": self.detail,
             "actor": self.actor.to_string(),
             "request": request,
-        })
-        .to_string()
+        });
+        for &(name, value) in &self.members {
+            body[name] = value.into();
+        }
+        body.to_string()
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustix::io::Errno;
 use tracing::Instrument;
 
-use super::connection::{self, Connection};
+use super::connection::{self, Connection, Input};
 use super::reply::DateText;
 use crate::config::Config;
 use crate::context::{Canceller, Context, Peer, RequestId};
@@ -40,6 +40,14 @@ pub(super) enum Door {
     Admin,
 }
 
+/// A connection on its way to a core.
+pub(super) struct Arrival {
+    door: Door,
+    descriptor: Arc<Descriptor>,
+    /// What another core has received of it and not used.
+    input: Input,
+}
+
 /// What the cores share.
 pub(super) struct Shared {
     pub config: Config,
@@ -47,11 +55,18 @@ pub(super) struct Shared {
     pub draining: AtomicBool,
     /// What everything that is served runs under: the process.
     process: (Context, Canceller),
-    connections: Vec<Sender<(Door, Descriptor)>>,
+    arrivals: Vec<Sender<Arrival>>,
     /// How many connections each core has, of both listeners.
     open: Vec<AtomicUsize>,
     /// How many of them are the data listener's.
     data_open: AtomicUsize,
+}
+
+impl Arrival {
+    /// A connection that another core has served until now.
+    pub fn moved(door: Door, stream: &Stream, input: Input) -> Arrival {
+        Arrival { door, descriptor: stream.shared_descriptor(), input }
+    }
 }
 
 impl Shared {
@@ -81,14 +96,14 @@ impl Server {
         };
         let (data, admin) = (bind(config.listen)?, bind(config.admin)?);
         let (data_address, admin_address) = (data.address(), admin.address());
-        let (connections, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
+        let (arrivals, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
         let shared = Arc::new(Shared {
             open: (0..config.cores).map(|_| AtomicUsize::new(0)).collect(),
             data_open: AtomicUsize::new(0),
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
             process: Context::background().with_cancel(),
-            connections,
+            arrivals,
             config: config.clone(),
         });
         // Each core takes its receiver, core 0 the listeners too, once.
@@ -202,6 +217,18 @@ impl Here {
         call(self.date.borrow_mut().at(SystemTime::now()))
     }
 
+    /// Gives a connection to a core, and counts it there.
+    pub fn send_to(&self, core: usize, arrival: Arrival) {
+        self.shared.open[core].fetch_add(1, Ordering::SeqCst);
+        if arrival.door == Door::Data {
+            self.shared.data_open.fetch_add(1, Ordering::SeqCst);
+        }
+        if core != self.local.core().index() {
+            self.local.metrics().core_messages.increment();
+        }
+        self.shared.arrivals[core].send(arrival);
+    }
+
     /// An empty pipe.
     pub fn take_pipe(&self) -> std::result::Result<Pipe, Errno> {
         match self.pipes.borrow_mut().pop() {
@@ -234,11 +261,7 @@ impl Here {
     }
 }
 
-async fn serve(
-    here: Rc<Here>,
-    listeners: Option<(Listener, Listener)>,
-    connections: Option<Receiver<(Door, Descriptor)>>,
-) {
+async fn serve(here: Rc<Here>, listeners: Option<(Listener, Listener)>, arrivals: Option<Receiver<Arrival>>) {
     let core = here.local.core().clone();
     let doors = TaskGroup::default();
     let mut admin_door = None;
@@ -247,7 +270,7 @@ async fn serve(
         // The admin door stays open while the node drains, so that /readyz can say so.
         admin_door = Some(core.spawn(accept(here.clone(), Door::Admin, admin)));
     }
-    let receiving = connections.map(|connections| core.spawn(receive(here.clone(), connections)));
+    let receiving = arrivals.map(|arrivals| core.spawn(receive(here.clone(), arrivals)));
 
     here.local.stopping().await;
     here.shared.draining.store(true, Ordering::Relaxed);
@@ -295,31 +318,27 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         let open = &here.shared.open;
         if here.shared.open_connections() >= here.config().connections_max && door == Door::Data {
             here.local.metrics().connections_refused.increment();
-            let stream = Stream::new(core.clone(), descriptor);
+            let stream = Stream::new(core.clone(), Arc::new(descriptor));
             connection::refuse(&here, &stream);
             continue;
         }
         let by_load = || (0..open.len()).min_by_key(|&core| open[core].load(Ordering::Relaxed)).unwrap_or(0);
         // Other cores may be gone already while the node drains.
         let fewest = if here.is_draining() { core.index() } else { by_load() };
-        open[fewest].fetch_add(1, Ordering::SeqCst);
         if door == Door::Data {
-            here.shared.data_open.fetch_add(1, Ordering::SeqCst);
+            here.local.metrics().connections_accepted.increment();
         }
-        if fewest != core.index() {
-            here.local.metrics().core_messages.increment();
-        }
-        here.shared.connections[fewest].send((door, descriptor));
+        here.send_to(fewest, Arrival { door, descriptor: Arc::new(descriptor), input: Input::default() });
     }
 }
 
 /// Every core: serves the connections that it is given.
-async fn receive(here: Rc<Here>, mut connections: Receiver<(Door, Descriptor)>) {
+async fn receive(here: Rc<Here>, mut arrivals: Receiver<Arrival>) {
     let core = here.local.core().clone();
     // A listener's part on each core, so that cores share no lock when connections come and go.
     let data = here.shared.process.0.with_cancel();
     let admin = here.shared.process.0.with_cancel();
-    while let Some((door, descriptor)) = connections.receive().await {
+    while let Some(Arrival { door, descriptor, input }) = arrivals.receive().await {
         let stream = Stream::new(core.clone(), descriptor);
         let (listener, _) = if door == Door::Data { &data } else { &admin };
         let listener = match stream.peer() {
@@ -335,7 +354,7 @@ async fn receive(here: Rc<Here>, mut connections: Receiver<(Door, Descriptor)>) 
         };
         let task = async move {
             let (_counted, _over) = (counted, over);
-            Connection::new(serving, context, stream, door).serve().await;
+            Connection::new(serving, context, stream, door, input).serve().await;
         };
         here.connections.spawn(&core, task.instrument(span));
     }
@@ -350,7 +369,6 @@ struct Counted {
 impl Counted {
     fn new(here: &Rc<Here>, door: Door) -> Counted {
         if door == Door::Data {
-            here.local.metrics().connections_accepted.increment();
             here.local.metrics().connections_open.increment();
         }
         Counted { here: here.clone(), door }

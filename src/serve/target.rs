@@ -39,7 +39,24 @@ pub enum Target {
         /// How it is to be read.
         query: ObjectQuery,
     },
+    /// `/_tus`, and what is below.
+    Tus(TusTarget),
 }
+
+/// What is below `/_tus`: the names of objects are repeated there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TusTarget {
+    /// `/_tus/{bucket}`.
+    pub bucket: Option<String>,
+    /// `/_tus/{bucket}/{key}`.
+    pub name: Option<Name>,
+    /// `?upload=GENERATION`, in hexadecimal.
+    pub upload: Option<u64>,
+}
+
+/// What of a key is escaped in a path that we write.
+pub const KEY_ESCAPES: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// How an object is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +67,13 @@ pub struct ObjectQuery {
     pub from_live: bool,
     /// How long to wait for an object that is not there yet (`wait=SECONDS`).
     pub wait: Option<Duration>,
+    /// The upload of this generation, and not the name (`upload=GENERATION`, in hexadecimal).
+    pub upload: Option<u64>,
 }
 
 impl Default for ObjectQuery {
     fn default() -> ObjectQuery {
-        ObjectQuery { follow: true, from_live: false, wait: None }
+        ObjectQuery { follow: true, from_live: false, wait: None, upload: None }
     }
 }
 
@@ -71,6 +90,11 @@ impl Target {
         if names.is_empty() {
             return Ok(Target::Service);
         }
+        if let Some(below) = names.strip_prefix("_tus")
+            && (below.is_empty() || below.starts_with('/'))
+        {
+            return Target::tus(below.trim_start_matches('/'), query);
+        }
         match names.split_once('/') {
             None => Target::bucket(names, query),
             Some((bucket, "")) => Target::bucket(bucket, query),
@@ -78,6 +102,17 @@ impl Target {
                 Ok(Target::Object { name: Name::new(bucket, key)?, query: parse_object_query(query)? })
             }
         }
+    }
+
+    fn tus(names: &str, query: &str) -> Result<Target, Problem> {
+        let (bucket, key) = names.split_once('/').unwrap_or((names, ""));
+        let upload = parse_object_query(query)?.upload;
+        if bucket.is_empty() {
+            return Ok(Target::Tus(TusTarget { upload, ..TusTarget::default() }));
+        }
+        check_bucket(bucket)?;
+        let name = if key.is_empty() { None } else { Some(Name::new(bucket, key)?) };
+        Ok(Target::Tus(TusTarget { bucket: Some(bucket.to_owned()), name, upload }))
     }
 
     fn bucket(bucket: &str, query: &str) -> Result<Target, Problem> {
@@ -88,8 +123,12 @@ impl Target {
     /// The methods that this target takes, as an `Allow` field lists them.
     pub fn allow(&self) -> &'static str {
         match self {
-            Target::Service | Target::Bucket { .. } => "GET, HEAD",
-            Target::Object { .. } => "GET, HEAD, PUT, POST, DELETE",
+            Target::Service | Target::Bucket { .. } => "GET, HEAD, OPTIONS",
+            Target::Object { query: ObjectQuery { upload: Some(_), .. }, .. } => {
+                "HEAD, PATCH, DELETE, OPTIONS"
+            }
+            Target::Object { .. } => "GET, HEAD, PUT, POST, DELETE, OPTIONS",
+            Target::Tus(_) => "HEAD, POST, PATCH, DELETE, OPTIONS",
         }
     }
 
@@ -166,6 +205,14 @@ fn parse_object_query(query: &str) -> Result<ObjectQuery, Problem> {
                 }
             }
             "wait" => parsed.wait = Some(parse_seconds(&parameters.value(Parameter::Wait, raw)?)?),
+            "upload" => {
+                let text = parameters.value(Parameter::Upload, raw)?;
+                let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(&*text);
+                let generation = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+                parsed.upload = Some(generation.ok_or_else(|| {
+                    Problem::bad_request("upload is what the answer to the creation of an upload has there")
+                })?);
+            }
             _ => {}
         }
     }
@@ -200,6 +247,7 @@ enum Parameter {
     Follow,
     From,
     Wait,
+    Upload,
     Prefix,
     After,
     Limit,
@@ -218,6 +266,7 @@ impl Parameters {
             Parameter::Follow => "follow",
             Parameter::From => "from",
             Parameter::Wait => "wait",
+            Parameter::Upload => "upload",
             Parameter::Prefix => "prefix",
             Parameter::After => "after",
             Parameter::Limit => "limit",
@@ -485,10 +534,15 @@ mod tests {
     fn allowed_methods() {
         let object = parse("/b/k").unwrap();
         let bucket = parse("/b/").unwrap();
-        for method in [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE] {
+        for method in [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE, Method::OPTIONS]
+        {
             assert!(object.allows(&method));
         }
         assert!(!object.allows(&Method::PATCH));
+        let upload = parse("/b/k?upload=1f").unwrap();
+        assert!(
+            upload.allows(&Method::PATCH) && upload.allows(&Method::HEAD) && !upload.allows(&Method::PUT)
+        );
         assert!(bucket.allows(&Method::GET) && !bucket.allows(&Method::PUT));
         assert!(!Target::Service.allows(&Method::DELETE));
     }

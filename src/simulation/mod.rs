@@ -24,7 +24,8 @@
 //! survives the cut; see [`log`] for one.
 
 mod cores;
+pub mod engine;
 pub mod log;
 
 pub use crate::ring::simulated::{ERRNOS, Event, Faults, Kind, World, WorldSettings};
-pub use cores::{Cores, Pause};
+pub use cores::{Cores, Pause, Pauses};

@@ -142,6 +142,9 @@ impl Sink for Commits {
                     self.metrics.objects_deleted.increment();
                 }
                 self.forget(&object);
+                if let Some(home) = object.home().filter(|_| object.state() == State::Live) {
+                    self.shared.send(home, Message::Deleted(object.generation()));
+                }
                 self.shared.enter(Write::Delete(object, use_of(placement.segment)));
             }
             Note::Tombstone { generation, from } => {
@@ -273,11 +276,13 @@ impl Commits {
             object: live.object.clone(),
             committed: live.object.committed(),
             has_ended: live.object.state() != State::Live,
+            resumes: live.object.resumes(),
         });
         let mut objects: Vec<Entered> = live.collect();
         objects.extend(open.copied.drain(..).map(|object| Entered {
             committed: 0,
             has_ended: object.is_stored(),
+            resumes: object.resumes(),
             object,
         }));
         if is_full {

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tracing::Instrument;
@@ -26,6 +27,7 @@ use super::object::{Metadata, Object};
 use super::reader::{More, Piece, Reader};
 use super::shared::Shared;
 use super::writer::Writer;
+use super::writers::Resumed;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Either, Receiver, Sender, channel, race};
@@ -75,6 +77,37 @@ impl Store {
         })
         .await?;
         Ok(StoreWriter { object, orders })
+    }
+
+    /// Goes on with a generation that is interrupted, or whose writer is awaited or at work: that one has to let go
+    /// then, and its calls end with [`Kind::Closed`]. [`StoreWriter::offset`] says where the next append begins;
+    /// everything before is durable. Dropping the future may leave the generation interrupted.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]: there is no such generation of the name, or it is superseded. [`Kind::WrongState`]: it is
+    /// sealed. [`Kind::ReadOnly`]; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
+    /// context.
+    pub async fn resume(&self, context: &Context, name: &Name, generation: u64) -> Result<StoreWriter> {
+        let mut core = self.any_core();
+        loop {
+            let (orders, received) = channel::<WriterOrder>();
+            let name = name.clone();
+            let outcome = call_on(context, &self.shared, core, move |local, context| async move {
+                Ok(match local.resume(&context, &name, generation, Duration::ZERO).await? {
+                    Resumed::Here(writer) => {
+                        let object = writer.object().clone();
+                        local.spawn(carry_out(local.clone(), writer, received));
+                        Ok(object)
+                    }
+                    Resumed::On(core) => Err(core),
+                })
+            })
+            .await?;
+            match outcome {
+                Ok(object) => return Ok(StoreWriter { object, orders }),
+                Err(home) => core = home,
+            }
+        }
     }
 
     /// A reader of what a name serves, from an offset on. It keeps reading that generation, whatever happens to
@@ -169,9 +202,15 @@ enum Work {
     Seal,
 }
 
-/// Carries out orders one after the other, until one of them ends the object or nobody can give any more; then the
-/// writer is dropped, which interrupts the object if it was not sealed.
-async fn carry_out(local: Rc<LocalStore>, mut writer: Writer, mut received: Receiver<WriterOrder>) {
+/// Carries out orders until one of them ends the object, nobody can give any more, or another writer comes in this
+/// one's place; then the writer is dropped, which interrupts the object if it was not sealed.
+async fn carry_out(local: Rc<LocalStore>, writer: Writer, received: Receiver<WriterOrder>) {
+    let replaced = writer.replaced();
+    race(replaced, carry_out_all(local, writer, received)).await;
+}
+
+/// Carries out orders one after the other.
+async fn carry_out_all(local: Rc<LocalStore>, mut writer: Writer, mut received: Receiver<WriterOrder>) {
     let mut behind = Behind::default();
     loop {
         let order = match behind.pop() {

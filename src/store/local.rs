@@ -21,6 +21,7 @@ use super::reader::Reader;
 use super::registry::Registry;
 use super::shared::{Message, Shared};
 use super::writer::Writer;
+use super::writers::{Left, Writers};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::format::{RecordHeader, RecordKind};
@@ -75,6 +76,7 @@ pub struct LocalStore {
     keeper: Rc<Keeper>,
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
+    writers: Rc<Writers>,
     /// Who makes room waits here until it is wanted.
     room_wanted: Rc<Registry<()>>,
     wants_room: Rc<Cell<bool>>,
@@ -106,6 +108,7 @@ impl LocalStore {
             keeper,
             names: Rc::default(),
             stopping: Rc::default(),
+            writers: Rc::default(),
             room_wanted: Rc::default(),
             wants_room: Rc::default(),
             metrics,
@@ -121,6 +124,7 @@ impl LocalStore {
         while let Some(message) = messages.receive().await {
             match message {
                 Message::Grown(generation) => self.commits.grown().wake(&generation),
+                Message::Deleted(generation) => self.writers.deleted(generation),
                 Message::Begun(name) => self.names.wake(&name),
                 Message::Forget(name) => drop(self.objects.borrow_mut().forget(&name)),
                 Message::Delete(context, objects, done, refusals) => {
@@ -157,6 +161,11 @@ impl LocalStore {
     /// The core's metrics.
     pub fn metrics(&self) -> &Rc<CoreMetrics> {
         &self.metrics
+    }
+
+    /// Who writes here.
+    pub(super) fn writers(&self) -> &Rc<Writers> {
+        &self.writers
     }
 
     pub(super) fn log(&self) -> &Rc<Log<Commits>> {
@@ -208,7 +217,9 @@ impl LocalStore {
         self.log.room(context, document.len(), true).await?;
         let generation = self.shared.take_generation();
         let timestamp = microseconds(self.core.wall_clock());
+        let declared_length = metadata.declared_length;
         let object = Object::new(name.clone(), generation, metadata, timestamp);
+        object.set_home(self.core.index());
         let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
         drop(pin);
         let live = Live::new(object);
@@ -231,7 +242,10 @@ impl LocalStore {
                 tracing::debug!(object = %live.object.name(), generation, "begun");
                 self.announce_name(live.object.name(), awaited);
                 self.complete_later(live.object.name());
-                Ok(Writer::new(self.clone(), live, appended.sequence, promise))
+                self.writers.begin(generation);
+                let sequence = Some(appended.sequence);
+                let left = Left { live, offset: 0, sequence, promise, declared_length };
+                Ok(Writer::take_up(self.clone(), left, Duration::ZERO))
             }
             // There was room before `begin`, and nothing has waited since.
             Ok(None) => unreachable!("the room that was waited for is gone"),
@@ -250,7 +264,7 @@ impl LocalStore {
     }
 
     /// Makes the entry of a name complete, and keeps it until the answer is dropped.
-    async fn complete<'a>(&'a self, name: &'a Name) -> Result<Pin<'a>> {
+    pub(super) async fn complete<'a>(&'a self, name: &'a Name) -> Result<Pin<'a>> {
         let pin = self.shared.namespace().pin(name);
         if !self.shared.namespace().is_complete(name) {
             self.find_in_catalog(name).await?;
@@ -281,8 +295,10 @@ impl LocalStore {
         });
     }
 
-    /// What the name serves, after the catalog was asked.
+    /// What the name serves, after the catalog was asked. Nothing of the name leaves memory before that has answered:
+    /// between question and answer it might be made and deleted otherwise, and the answer be taken for the truth.
     async fn find_in_catalog(&self, name: &Name) -> Result<Option<Arc<Object>>> {
+        let _pin = self.shared.namespace().pin(name);
         let stored = self.shared.ask(|answer| Read::Find(name.clone(), answer)).await?;
         let found = self.shared.namespace().complete(name, &stored);
         self.shared.settle(name, self.core.index());
@@ -499,7 +515,7 @@ impl LocalStore {
     }
 
     /// Has deletions logged, and waits under the context until they are durable. They are logged also when that ends.
-    async fn delete_objects(&self, context: &Context, objects: Vec<Arc<Object>>) -> Result<()> {
+    pub(super) async fn delete_objects(&self, context: &Context, objects: Vec<Arc<Object>>) -> Result<()> {
         let (done, mut outcomes) = channel();
         self.shared.send(self.core.index(), Message::Delete(context.detached(), objects, done, 0));
         let gone = || Error::new(Kind::Closed, "the store was stopped before the deletion was durable");
@@ -708,6 +724,7 @@ impl LocalStore {
         metrics.followers_waiting.set(self.commits.grown().len() as i64);
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         metrics.logs_failed.set(i64::from(self.failure().is_some()));
+        metrics.writers_awaited.set(self.writers.awaited() as i64);
         let segments = &metrics.segments;
         let active = i64::from(self.log.has_active_segment());
         let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));
@@ -729,8 +746,11 @@ impl LocalStore {
     }
 
     /// Ends what runs here on behalf of others, makes durable what that leaves behind, and takes nothing more.
-    pub(super) async fn close(&self) -> Result<()> {
+    pub(super) async fn close(self: &Rc<Self>) -> Result<()> {
         self.tasks.cancel().await;
+        for left in self.writers.take_awaited() {
+            self.interrupt(left.live, left.offset);
+        }
         // Writers that were dropped just now leave their interruptions to be logged.
         let limit = self.core.now() + ENDINGS_LIMIT;
         while !self.endings.is_empty() && self.core.now() < limit {

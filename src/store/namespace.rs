@@ -35,8 +35,6 @@ struct Inner {
     listings: usize,
     /// Entries that might leave after that.
     leaving: Vec<Name>,
-    /// Deletions that the catalog has learned of since, which a view of it from before does not show.
-    deletions_stored: Vec<(Name, u64)>,
 }
 
 #[derive(Default)]
@@ -45,9 +43,12 @@ struct Entry {
     generations: Vec<Arc<Object>>,
     /// Deleted, which the catalog does not know yet.
     deleted: Vec<Arc<Object>>,
+    /// Those of them that the catalog knows of by now. Whoever asked it before that may not see it: they stay until
+    /// all answers have come.
+    deletions_stored: Vec<u64>,
     /// Nothing of this name is only in the catalog.
     is_complete: bool,
-    /// Who needs the entry to stay.
+    /// Who needs the entry to stay: everybody who waits for the catalog's answer about the name.
     pins: usize,
 }
 
@@ -97,9 +98,6 @@ impl Drop for Listing<'_> {
         let mut inner = self.namespace.lock();
         inner.listings -= 1;
         if inner.listings == 0 {
-            for (name, generation) in std::mem::take(&mut inner.deletions_stored) {
-                inner.forget_deleted(&name, generation);
-            }
             for name in std::mem::take(&mut inner.leaving) {
                 inner.leave_if_possible(&name);
             }
@@ -113,24 +111,23 @@ impl Inner {
         self.entries.range::<dyn Place + 'p, _>((place, Bound::Unbounded))
     }
 
-    /// The catalog does not show this generation any more.
-    fn forget_deleted(&mut self, name: &Name, generation: u64) {
-        if let Some(entry) = self.entries.get_mut(name) {
-            entry.deleted.retain(|other| other.generation() != generation);
-        }
-        self.leave_if_possible(name);
-    }
-
+    /// Lets go of what the catalog has and nobody needs here any more.
     fn leave_if_possible(&mut self, name: &Name) {
-        let Some(entry) = self.entries.get(name) else { return };
-        let is_known = entry.pins == 0
-            && entry.is_complete
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        if entry.pins > 0 {
+            return;
+        }
+        if self.listings > 0 {
+            self.leaving.push(name.clone());
+            return;
+        }
+        let stored = std::mem::take(&mut entry.deletions_stored);
+        entry.deleted.retain(|object| !stored.contains(&object.generation()));
+        let is_known = entry.is_complete
             && entry.deleted.is_empty()
             && entry.generations.iter().all(|object| object.is_stored());
-        if is_known && self.listings == 0 {
+        if is_known {
             self.entries.remove(name);
-        } else if is_known {
-            self.leaving.push(name.clone());
         }
     }
 }
@@ -305,16 +302,51 @@ impl Namespace {
     /// The catalog knows that this generation is deleted.
     pub fn deletion_is_stored(&self, object: &Object) {
         let mut inner = self.lock();
-        if inner.listings > 0 {
-            inner.deletions_stored.push((object.name().clone(), object.generation()));
-        } else {
-            inner.forget_deleted(object.name(), object.generation());
+        if let Some(entry) = inner.entries.get_mut(object.name()) {
+            entry.deletions_stored.push(object.generation());
+        }
+        inner.leave_if_possible(object.name());
+    }
+
+    /// The catalog knows all of this generation, as it was when its writing had been taken up again so many times.
+    pub fn is_stored(&self, object: &Object, resumes: u64) {
+        let mut inner = self.lock();
+        if object.resumes() == resumes {
+            object.set_stored(true);
+            inner.leave_if_possible(object.name());
         }
     }
 
-    /// The catalog knows all of this generation.
-    pub fn is_stored(&self, object: &Object) {
-        self.lock().leave_if_possible(object.name());
+    /// One generation of a complete entry that is pinned.
+    pub fn generation(&self, name: &Name, generation: u64) -> Option<Arc<Object>> {
+        let inner = self.lock();
+        let is_it = |object: &&Arc<Object>| object.generation() == generation && !object.is_deleted();
+        inner.entries.get(name)?.generations.iter().find(is_it).cloned()
+    }
+
+    /// The newest generation of a complete entry that is pinned, if it is not sealed.
+    pub fn unfinished(&self, name: &Name) -> Option<Arc<Object>> {
+        let inner = self.lock();
+        let newest = inner.entries.get(name)?.generations.last()?;
+        (newest.state() != State::Sealed && !newest.is_deleted()).then(|| newest.clone())
+    }
+
+    /// Makes an interrupted generation of a complete entry, which is pinned, live again, on this core. False: somebody
+    /// else was faster, or it is not there any more.
+    pub fn resume(&self, object: &Arc<Object>, core: usize) -> bool {
+        let inner = self.lock();
+        let is_here = inner
+            .entries
+            .get(object.name())
+            .is_some_and(|entry| entry.generations.iter().any(|other| Arc::ptr_eq(other, object)));
+        let may_resume = is_here
+            && object.state() == State::Interrupted
+            && object.home().is_none_or(|home| home == core)
+            && !object.is_deleted();
+        if may_resume {
+            object.resume(core);
+        }
+        may_resume
     }
 
     /// Takes one generation out of which nothing is logged.
@@ -457,8 +489,7 @@ mod tests {
         let namespace = Namespace::default();
         let object = object(1, State::Sealed);
         namespace.begin(&object, false).unwrap();
-        object.set_stored(true);
-        namespace.is_stored(&object);
+        namespace.is_stored(&object, 0);
         assert_eq!(namespace.lock().entries.len(), 1, "what the catalog has is not known yet");
         let pin = name();
         let pin = namespace.pin(&pin);

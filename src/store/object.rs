@@ -1,6 +1,6 @@
 //! One generation of an object, as all cores see it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,9 @@ pub struct Metadata {
     /// The length that the writer has declared beforehand, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared_length: Option<u64>,
+    /// What a tus client said of its upload, as it said it. Unfinished, such an upload is kept for a time only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tus: Option<String>,
 }
 
 /// Where a generation stands.
@@ -68,6 +71,10 @@ pub struct Object {
     fresh_since: AtomicU64,
     /// A bit for each core that keeps it in its cache.
     cached: AtomicU64,
+    /// The core whose log has what the catalog may not have yet, plus one; 0 where there is none.
+    home: AtomicUsize,
+    /// How often its writing was taken up again after it was interrupted.
+    resumes: AtomicU64,
     extents: Extents,
     /// Who is told when nobody holds the object any more: its bytes can be let go of then.
     on_last_drop: OnceLock<Sender<Write>>,
@@ -88,6 +95,8 @@ impl Object {
             modified_microseconds: AtomicU64::new(created_microseconds),
             fresh_since: AtomicU64::new(0),
             cached: AtomicU64::new(0),
+            home: AtomicUsize::new(0),
+            resumes: AtomicU64::new(0),
             extents,
             on_last_drop: OnceLock::new(),
         })
@@ -114,6 +123,8 @@ impl Object {
             modified_microseconds: AtomicU64::new(modified_microseconds),
             fresh_since: AtomicU64::new(0),
             cached: AtomicU64::new(0),
+            home: AtomicUsize::new(0),
+            resumes: AtomicU64::new(0),
             extents,
             on_last_drop: OnceLock::new(),
         })
@@ -191,6 +202,29 @@ impl Object {
 
     pub(super) fn set_stored(&self, stored: bool) {
         self.stored.store(stored, Ordering::SeqCst);
+    }
+
+    /// The core that writes it, or that wrote the end of it in this run. Only that core may add to it: of one object
+    /// the catalog learns from one log at a time. None: all of it was in the catalog when it was looked up.
+    pub fn home(&self) -> Option<usize> {
+        self.home.load(Ordering::SeqCst).checked_sub(1)
+    }
+
+    pub(super) fn set_home(&self, core: usize) {
+        self.home.store(core + 1, Ordering::SeqCst);
+    }
+
+    /// How often its writing was taken up again.
+    pub(super) fn resumes(&self) -> u64 {
+        self.resumes.load(Ordering::SeqCst)
+    }
+
+    /// It is being written again, on this core. Only for the namespace, which keeps it from leaving at the same time.
+    pub(super) fn resume(&self, core: usize) {
+        self.set_home(core);
+        self.resumes.fetch_add(1, Ordering::SeqCst);
+        self.set_stored(false);
+        self.progress.resume(State::Live as u8);
     }
 
     /// Says that a core keeps it in its cache.

@@ -29,7 +29,8 @@ impl Progress {
         self.committed.load(Ordering::SeqCst)
     }
 
-    /// The state. Once it is the last one, the watermark that is read after it is final.
+    /// The state. Once it is one that ends the object, the watermark that is read after it was that of the end, unless
+    /// the object goes on after all.
     pub(super) fn state(&self) -> u8 {
         self.state.load(Ordering::SeqCst)
     }
@@ -42,6 +43,11 @@ impl Progress {
 
     /// Changes the state, when the watermark is final.
     pub(super) fn end(&self, state: u8) {
+        self.state.store(state, Ordering::SeqCst);
+    }
+
+    /// It goes on after all: from now on the watermark may grow again.
+    pub(super) fn resume(&self, state: u8) {
         self.state.store(state, Ordering::SeqCst);
     }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::catalog::database::View;
 use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
 use super::name::Name;
 use super::object::State;
@@ -151,6 +152,10 @@ pub async fn learn(
     for broken in reading.broken {
         // What is deleted has been punched out, and is missed by nobody.
         if let Some((bucket, key)) = view.name(broken.generation)? {
+            // Parts of an append that was given up are dead when the next one is in their place.
+            if broken.kind.is_data() && is_replaced(&view, &broken)? {
+                continue;
+            }
             let what = match broken.kind {
                 RecordKind::Create => "its metadata".to_owned(),
                 _ => format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1)),
@@ -180,6 +185,12 @@ pub async fn learn(
     recovered.generation_max = view.generation_max()?;
     drop(view);
     Ok(Learned { recovered, survey, outcome })
+}
+
+/// Whether another record has a place of the object that this one had: then this one does not count any more.
+fn is_replaced(view: &View, broken: &Broken) -> Result<bool> {
+    let extents = view.extents(broken.generation, broken.bytes.start, 1)?;
+    Ok(extents.first().is_some_and(|(extent, _)| extent.offset < broken.bytes.end))
 }
 
 /// What comes up while segments are read.

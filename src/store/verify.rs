@@ -52,12 +52,25 @@ pub struct Report {
 /// error, but in the report.
 pub async fn verify(core: &Rc<Core>, path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Report> {
     let began = core.precise_now();
-    let store = Offline::open(core, path).await?;
+    let mut report = verify_open(core, &Offline::open(core, path).await?, &mut progress).await?;
+    report.elapsed = core.precise_now().saturating_duration_since(began);
+    Ok(report)
+}
+
+/// As [`verify`], of a store that was opened already.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) async fn verify_open(
+    core: &Rc<Core>,
+    store: &Offline,
+    progress: &mut impl FnMut(u64, u64),
+) -> Result<Report> {
     let mut findings = store.findings().to_vec();
     let mut lookup = store.lookup()?;
     let totals = lookup.check(store.segment_bytes(), |finding| findings.push(finding))?;
     let mut check = Check {
-        store: &store,
+        store,
         totals: &totals,
         findings,
         report: Report {
@@ -82,7 +95,6 @@ pub async fn verify(core: &Rc<Core>, path: &Path, mut progress: impl FnMut(u64, 
     check.end(&lookup)?;
     let Check { findings, mut report, .. } = check;
     report.findings = findings;
-    report.elapsed = core.precise_now().saturating_duration_since(began);
     Ok(report)
 }
 
@@ -167,7 +179,14 @@ impl Check<'_> {
         };
         let epoch = in_use.map(|tally| tally.epoch);
         let (folder, store) = (self.store.segments(), self.store.store());
-        let outcome = inspect(core, folder, store, number, epoch, |record| reading.record(record)).await;
+        let void = self.store.void_in(number);
+        let visit = |record: Inspected<'_>| {
+            // A crash may have left whole blocks behind the end of a log too.
+            if record.block.is_none_or(|block| !void.contains(&block)) {
+                reading.record(record);
+            }
+        };
+        let outcome = inspect(core, folder, store, number, epoch, visit).await;
         let Reading { seen, failure, .. } = reading;
         if let Some(failure) = failure {
             return Err(failure);

@@ -1,38 +1,42 @@
 //! The one writer of an object, on its core.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::commits::{Live, Note};
 use super::local::{LocalStore, record};
 use super::object::{Object, State, microseconds};
+use super::writers::Left;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::log::Promise;
 use crate::log::format::RecordKind;
 
-/// Writes one object. Dropping it without [`Writer::seal`] interrupts the object: what was appended is kept, and
-/// its followers get an unclean end.
+/// Writes one object. Dropping it without [`Writer::seal`] interrupts the object, unless it is awaited: what was
+/// appended is kept. Followers get an unclean end, or wait for who goes on.
 pub struct Writer {
     local: Rc<LocalStore>,
     live: Rc<Live>,
     /// Where the next append begins.
     offset: u64,
-    /// The block with the last record of this object.
-    sequence: u64,
+    /// The block with the last record of this writer's.
+    sequence: Option<u64>,
     ended: bool,
     /// Room for what is still to come, where that was told.
     promise: Option<Promise>,
+    /// How long the object is to be in bytes, where that was told.
+    declared_length: Option<u64>,
+    /// How long it is awaited when it is dropped without a seal.
+    window: Duration,
 }
 
 impl Writer {
-    pub(super) fn new(
-        local: Rc<LocalStore>,
-        live: Rc<Live>,
-        sequence: u64,
-        promise: Option<Promise>,
-    ) -> Writer {
-        Writer { local, live, offset: 0, sequence, ended: false, promise }
+    /// A writer of what another one has left behind, if only its creation.
+    pub(super) fn take_up(local: Rc<LocalStore>, left: Left, window: Duration) -> Writer {
+        let Left { live, offset, sequence, promise, declared_length } = left;
+        Writer { local, live, offset, sequence, ended: false, promise, declared_length, window }
     }
 
     /// The object.
@@ -43,6 +47,40 @@ impl Writer {
     /// How many bytes were appended, in whole appends: those up to the object's watermark are durable.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// How long the object is going to be in bytes, where that was told.
+    pub fn declared_length(&self) -> Option<u64> {
+        self.declared_length
+    }
+
+    /// Says how long the object is going to be in bytes. It is known as long as the store runs.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] where another length was told before, or more was appended already.
+    pub fn declare_length(&mut self, length: u64) -> Result<()> {
+        if self.declared_length.is_some_and(|declared| declared != length) {
+            return Err(Error::new(Kind::InvalidArgument, "another length was declared before"));
+        }
+        if length < self.offset {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "more was appended than the length that is declared",
+            ));
+        }
+        self.declared_length = Some(length);
+        Ok(())
+    }
+
+    /// How long the writer is awaited when it is dropped without a seal; zero: the object is interrupted at once.
+    pub fn set_window(&mut self, window: Duration) {
+        self.window = window;
+    }
+
+    /// Returns when somebody has come to write the object in this writer's place, and waits for it to be dropped.
+    /// Dropping the future changes nothing.
+    pub fn replaced(&self) -> impl Future<Output = ()> + 'static {
+        self.local.writers().clone().replaced(self.live.object.generation())
     }
 
     /// Appends what `fill` puts into the room it is given: at most `wanted` bytes, straight into the open block.
@@ -58,18 +96,50 @@ impl Writer {
         wanted: usize,
         fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
     ) -> std::result::Result<Option<usize>, E> {
+        self.append_part_from(&mut 0, wanted, |space| Ok((fill(space)?, true)))
+    }
+
+    /// As [`Writer::append_from`], for an append that comes in parts and counts only with the last of them: `fill`
+    /// also says whether this is it. `before` is how many bytes of the append came before, and grows. An append that
+    /// is given up leaves nothing; the next one begins where it began.
+    ///
+    /// # Errors
+    /// As [`Writer::append_from`].
+    pub fn append_part_from<E: From<Error>>(
+        &mut self,
+        before: &mut u64,
+        wanted: usize,
+        fill: impl FnOnce(&mut [u8]) -> std::result::Result<(usize, bool), E>,
+    ) -> std::result::Result<Option<usize>, E> {
+        let offset = self.offset.saturating_add(*before);
         self.check_not_deleted()?;
-        self.check_length(self.offset.saturating_add(wanted as u64))?;
+        self.check_length(offset.saturating_add(wanted as u64))?;
         let timestamp = microseconds(self.local.core().wall_clock());
-        let (live, offset) = (&self.live, self.offset);
-        let appended = self.local.log().append(wanted, false, fill, |length| {
-            let header = record(RecordKind::Append, length, live.object.generation(), offset, timestamp);
-            (header, Note::Append { live: live.clone(), offset, continued: false })
-        })?;
+        let live = &self.live;
+        let is_last = Cell::new(true);
+        let appended = self.local.log().append(
+            wanted,
+            false,
+            |space| {
+                let (length, last) = fill(space)?;
+                is_last.set(last);
+                Ok::<_, E>(length)
+            },
+            |length| {
+                let continued = !is_last.get();
+                let mut header =
+                    record(RecordKind::Append, length, live.object.generation(), offset, timestamp);
+                header.continued = continued;
+                (header, Note::Append { live: live.clone(), offset, continued })
+            },
+        )?;
         let Some(appended) = appended else { return Ok(None) };
         if appended.length > 0 {
-            self.advance(appended.length as u64);
-            self.sequence = appended.sequence;
+            *before += appended.length as u64;
+            self.sequence = Some(appended.sequence);
+            if is_last.get() {
+                self.advance(*before);
+            }
         }
         Ok(Some(appended.length))
     }
@@ -146,7 +216,7 @@ impl Writer {
             )?;
             match appended {
                 Some(appended) => {
-                    self.sequence = appended.sequence;
+                    self.sequence = Some(appended.sequence);
                     offset += part.len() as u64;
                     rest = behind;
                 }
@@ -170,7 +240,10 @@ impl Writer {
     /// The failure of the log; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context, which change
     /// nothing either.
     pub async fn acknowledged(&self, context: &Context) -> Result<()> {
-        self.local.log().acknowledged(context, self.sequence).await
+        match self.sequence {
+            Some(sequence) => self.local.log().acknowledged(context, sequence).await,
+            None => self.local.core().check(context),
+        }
     }
 
     /// Seals the object: it is complete, and its readers get a clean end. When this returns that is durable.
@@ -183,8 +256,7 @@ impl Writer {
     /// failure of the log. The object is interrupted then. [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from
     /// the context.
     pub async fn seal(mut self, context: &Context) -> Result<Arc<Object>> {
-        let declared = self.live.object.metadata().declared_length;
-        if declared.is_some_and(|declared| declared != self.offset) {
+        if self.declared_length.is_some_and(|declared| declared != self.offset) {
             return Err(Error::new(Kind::WrongState, "less was appended than the length that was declared"));
         }
         self.local.core().check(context)?;
@@ -208,7 +280,7 @@ impl Writer {
     }
 
     fn check_length(&self, end: u64) -> Result<()> {
-        if self.live.object.metadata().declared_length.is_some_and(|declared| end > declared) {
+        if self.declared_length.is_some_and(|declared| end > declared) {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 "more was appended than the length that was declared",
@@ -227,8 +299,17 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if !self.ended {
-            self.local.interrupt(self.live.clone(), self.offset);
+        if self.ended {
+            self.local.writers().end(self.live.object.generation());
+            return;
         }
+        let left = Left {
+            live: self.live.clone(),
+            offset: self.offset,
+            sequence: self.sequence,
+            promise: self.promise.take(),
+            declared_length: self.declared_length,
+        };
+        self.local.leave(left, self.window);
     }
 }

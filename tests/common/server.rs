@@ -350,6 +350,14 @@ impl Server {
         assert_eq!(code, Some(0), "{text}");
     }
 
+    /// Stops the server, and looks at what it has left: with the catalog and without.
+    #[track_caller]
+    pub fn assert_verified_when_stopped(mut self) {
+        assert!(self.terminate().success());
+        self.assert_verified();
+        self.assert_verified_without_catalog();
+    }
+
     /// So are its segments without its catalog.
     #[track_caller]
     pub fn assert_verified_without_catalog(&self) {

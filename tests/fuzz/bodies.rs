@@ -170,6 +170,10 @@ fn check_target(target: &Target) {
             assert!(name.as_str().split('/').all(|part| part != "." && part != ".."));
             assert!(query.wait.is_none_or(|wait| wait <= WAIT_MAX));
         }
+        Target::Tus(target) => {
+            let bucket = target.name.as_ref().map(|name| name.bucket());
+            assert!(bucket.is_none_or(|bucket| target.bucket.as_deref() == Some(bucket)));
+        }
     }
 }
 

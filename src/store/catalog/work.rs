@@ -3,7 +3,7 @@
 //! An object's records may arrive more than once (a copy that moved, a log that is read again) and, from different
 //! logs, in any order. What is said twice counts once; the later place wins.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use redb::ReadableTable;
 
@@ -42,12 +42,12 @@ struct LastRow {
 /// A transaction under way.
 pub(super) struct Work<'t> {
     tables: Tables<'t>,
-    segments: HashMap<u64, SegmentRow>,
+    segments: BTreeMap<u64, SegmentRow>,
     /// Rows of objects that are to be written.
-    objects: HashMap<u64, ObjectRow>,
-    last_rows: HashMap<u64, LastRow>,
+    objects: BTreeMap<u64, ObjectRow>,
+    last_rows: BTreeMap<u64, LastRow>,
     /// Generations that got bytes or a seal.
-    touched: HashSet<u64>,
+    touched: BTreeSet<u64>,
     /// What became dead.
     dead: Vec<StoredExtent>,
     /// Sealed generations whose bytes do not add up to their length.
@@ -66,10 +66,10 @@ impl<'t> Work<'t> {
     pub fn new(tables: Tables<'t>) -> Work<'t> {
         Work {
             tables,
-            segments: HashMap::new(),
-            objects: HashMap::new(),
-            last_rows: HashMap::new(),
-            touched: HashSet::new(),
+            segments: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            last_rows: BTreeMap::new(),
+            touched: BTreeSet::new(),
             dead: Vec::new(),
             unequal: Vec::new(),
         }
@@ -595,20 +595,29 @@ impl<'t> Work<'t> {
         Ok(())
     }
 
-    /// An extent that belongs before or in place of others: what it overlaps was given up, or has moved here.
+    /// An extent that belongs before or in place of others. What it overlaps was given up, or has moved here; unless
+    /// that is a whole append: then this one is what was given up, and its log is read after that of the writer who
+    /// went on.
     fn insert_between(&mut self, generation: u64, extent: StoredExtent) -> Result<()> {
         self.put_down(generation)?;
+        let overlaps = |other: &StoredExtent| other.offset < extent.end() && extent.offset < other.end();
+        let is_same = |other: &StoredExtent| other.offset == extent.offset && other.length == extent.length;
         let rows = self.rows(generation, extent.offset, extent.end())?;
+        let others = rows.iter().flat_map(|(_, extents)| extents);
+        for other in others.filter(|other| overlaps(other) && !is_same(other)) {
+            if self.is_whole(generation, other)? {
+                return Ok(());
+            }
+        }
         let mut kept = Vec::new();
         for (first, extents) in rows {
             self.tables.extents.remove((generation, first)).map_err(failure)?;
             for other in extents {
-                if other.offset < extent.end() && extent.offset < other.end() {
+                if overlaps(&other) {
+                    self.drop_extent(other)?;
                     // A record that was read again is not dead; and of one that has moved readers may be in the
                     // former place.
-                    let is_same = other.offset == extent.offset && other.length == extent.length;
-                    self.drop_extent(other)?;
-                    if is_same {
+                    if is_same(&other) {
                         self.dead.pop();
                     }
                 } else {
@@ -624,6 +633,18 @@ impl<'t> Work<'t> {
             self.write_row(generation, &row)?;
         }
         Ok(())
+    }
+
+    /// Whether all that follows of an extent's append is there.
+    fn is_whole(&self, generation: u64, extent: &StoredExtent) -> Result<bool> {
+        let (mut reached, mut is_end) = (extent.end(), !extent.continued);
+        while !is_end {
+            let rows = self.rows(generation, reached, reached + 1)?;
+            let mut extents = rows.iter().flat_map(|(_, extents)| extents);
+            let Some(next) = extents.find(|next| next.offset == reached) else { return Ok(false) };
+            (reached, is_end) = (next.end(), !next.continued);
+        }
+        Ok(true)
     }
 
     /// Where the row begins that holds an offset, or would; the offset itself where there is none before it.
