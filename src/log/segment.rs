@@ -305,6 +305,12 @@ impl Space {
         Ok(promise)
     }
 
+    /// How many bytes are promised.
+    #[cfg(test)]
+    pub(crate) fn promised_bytes(&self) -> u64 {
+        self.promised.load(Ordering::Relaxed)
+    }
+
     /// How many segments hold nothing and are not prepared.
     pub fn free_segments(&self) -> usize {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -675,7 +681,8 @@ pub(super) async fn clear(core: &Rc<Core>, space: &Space, number: u64) -> Result
     Ok(epoch)
 }
 
-/// Opens a segment for reading: no readahead, which could reach what is not written yet.
+/// Opens a segment for reading: no readahead, which could reach what is not written yet. Dropping the future closes what
+/// was being opened.
 ///
 /// # Errors
 /// As open(2).

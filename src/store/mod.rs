@@ -10,6 +10,8 @@
 
 mod catalog;
 mod commits;
+#[cfg(test)]
+mod drops;
 mod engine;
 mod extents;
 pub mod finding;
@@ -32,6 +34,8 @@ mod writer;
 mod writers;
 
 pub use catalog::{Listed, Page};
+#[cfg(test)]
+pub(crate) use drops::dropped;
 pub use engine::{Engine, Service};
 pub use handle::{Store, StoreReader, StoreWriter};
 pub use listing::ListingQuery;

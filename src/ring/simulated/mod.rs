@@ -467,6 +467,13 @@ impl World {
         self.state.borrow_mut().end_boot();
     }
 
+    /// How many descriptors of files and folders are open.
+    pub fn descriptors_open(&self) -> usize {
+        let mut state = self.state.borrow_mut();
+        state.notice_closed();
+        state.open.len()
+    }
+
     /// Which boot this is: it grows with every [`World::cut_power`] and [`World::kill`].
     pub fn boot(&self) -> u64 {
         self.state.borrow().boot
