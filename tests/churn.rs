@@ -15,7 +15,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use common::{Connection, End, PATIENCE, Put, Random, Server, content, eventually, seed};
+use common::{End, PATIENCE, Put, Random, Server, content, eventually, seed};
 use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -409,7 +409,12 @@ fn at_rest(server: &Server, before: Option<&Held>) -> (Held, Besides) {
         held.gauges.iter().all(|&gauge| gauge == 0) && before.is_none_or(|before| *before == held)
     });
     let rest = look(server);
-    println!("{:?} {:?}", rest.0, rest.1);
+    let Besides { segment_files, kernel_workers, memory_bytes } = &rest.1;
+    println!(
+        "{:?}; besides {segment_files} segment files, {kernel_workers} kernel workers, {} KiB of memory",
+        rest.0,
+        memory_bytes >> 10
+    );
     rest
 }
 

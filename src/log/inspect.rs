@@ -69,7 +69,9 @@ pub struct Inspected<'a> {
     pub is_whole: bool,
     /// The payload.
     pub payload: &'a [u8],
-    /// Where its block begins. None: the block is damaged.
+    /// The block that it is in is damaged.
+    pub is_in_hole: bool,
+    /// Where its block begins in the segment, in bytes, where that is whole.
     pub block: Option<u64>,
 }
 
@@ -187,6 +189,7 @@ fn inspected<'a>(record: &Record, block: &'a [u8], position: u64) -> Inspected<'
         position: position + record.payload_start as u64,
         is_whole: record.is_whole,
         payload: record.payload(block),
+        is_in_hole: false,
         block: Some(position),
     }
 }
@@ -211,7 +214,7 @@ async fn search(
             continue;
         };
         let position = hole.start + (at + RECORD_HEADER_LENGTH) as u64;
-        visit(Inspected { header, position, is_whole, payload, block: None });
+        visit(Inspected { header, position, is_whole, payload, is_in_hole: true, block: None });
         at += super::format::record_length(payload.len());
     }
     Ok(())

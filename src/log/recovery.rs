@@ -87,7 +87,9 @@ pub struct Survey {
     /// Segments of which nothing counts.
     nothing_counts: Vec<u64>,
     /// Positions of blocks that do not count, in segments where others do.
-    void: Vec<(u64, Vec<u64>)>,
+    pub void: Vec<(u64, Vec<u64>)>,
+    /// Where the last block that counts ends, in segments that nothing more is written to.
+    ends: Vec<(u64, u64)>,
 }
 
 /// A segment with blocks that count.
@@ -235,11 +237,16 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         segment.blocks.push(found.header);
     }
     for (index, scan) in scans.iter().enumerate() {
-        if !places.contains_key(&index) {
-            let known = known.segments.get(&scan.number).copied();
+        let is_damaged_behind = resolution.gaps.iter().any(|gap| gap.behind == Some(index));
+        if let Some(end) = scan.end(&counts[index], known).filter(|_| !is_damaged_behind) {
+            survey.ends.push((scan.number, end));
+        }
+        let begun = scan.epoch.map(|epoch| KnownSegment::Begun { epoch });
+        // All that counts in a segment may be known; behind that there may be what this start cuts off.
+        let is_known = begun.is_some() && known.segments.get(&scan.number).copied() == begun;
+        if !places.contains_key(&index) && !is_known {
             match scan.epoch {
                 None => survey.without_header.push(scan.number),
-                Some(epoch) if known == Some(KnownSegment::Begun { epoch }) => {}
                 Some(_) => survey.nothing_counts.push(scan.number),
             }
             continue;
@@ -252,7 +259,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         });
         let mut positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
         // What a start has cut off is no damage, also when the segments behind it were used again.
-        if !resolution.gaps.iter().any(|gap| gap.behind == Some(index)) {
+        if !is_damaged_behind {
             positions.extend(&scan.leftovers);
         }
         if !positions.is_empty() {
@@ -263,16 +270,6 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
 }
 
 impl Survey {
-    /// Positions of blocks in a segment that do not count: behind the end of their log, never acknowledged. None: not
-    /// a single one does.
-    pub fn void_in(&self, number: u64) -> Option<&[u64]> {
-        if self.nothing_counts.contains(&number) {
-            return None;
-        }
-        let void = self.void.iter().find(|(void, _)| *void == number);
-        Some(void.map_or(&[], |(_, positions)| positions))
-    }
-
     /// The records of one segment that count, in order.
     ///
     /// # Errors
@@ -299,8 +296,8 @@ impl Survey {
         Ok(found)
     }
 
-    /// Makes sure that what does not count never will. Answers the segments that hold nothing, each with its new
-    /// epoch.
+    /// Makes sure that what does not count never will, and gives back the room behind what does: a start goes on in
+    /// segments of its own. Answers the segments that hold nothing, each with its new epoch.
     ///
     /// # Errors
     /// What the device says.
@@ -309,6 +306,11 @@ impl Survey {
         // now.
         for (number, positions) in &self.void {
             clear_blocks(core, space, *number, positions).await?;
+        }
+        for &(number, end) in &self.ends {
+            if let Err(errno) = trim(core, space, number, end).await {
+                tracing::debug!(segment = number, %errno, "the rest of a segment could not be given back");
+            }
         }
         let mut cleared = Vec::new();
         for &number in &self.nothing_counts {
@@ -403,6 +405,16 @@ async fn clear_blocks(core: &Rc<Core>, space: &Space, number: u64, positions: &[
     Ok(())
 }
 
+/// Gives back the room of a segment from a position on.
+async fn trim(core: &Rc<Core>, space: &Space, number: u64, position: u64) -> std::result::Result<(), Errno> {
+    let settings = space.settings();
+    if position >= settings.segment_bytes {
+        return Ok(());
+    }
+    let file = core.open(&Space::path(&settings.folder, number), OpenMode::WriteBuffered).await?;
+    core.punch(&file, position, settings.segment_bytes - position).await
+}
+
 struct Scan {
     number: u64,
     /// Which use of the file, if its header is whole.
@@ -411,6 +423,25 @@ struct Scan {
     /// Where behind the last block something is left of others of the same use: torn writes, or damage.
     leftovers: Vec<u64>,
     read_bytes: u64,
+}
+
+impl Scan {
+    /// Where the last block ends that counts now or is known. None: that cannot be told.
+    fn end(&self, counts: &[bool], known: &Known) -> Option<u64> {
+        let is_known =
+            |block: &BlockHeader| known.logs.get(&block.log).is_some_and(|&(next, _)| block.sequence < next);
+        let mut blocks = self.blocks.iter().zip(counts);
+        let last = blocks.rfind(|(block, counts)| **counts || is_known(&block.header))?.0.header;
+        // Of a segment that is known to hold something, all of that must be there.
+        let wanted = match known.segments.get(&self.number) {
+            Some(KnownSegment::Begun { epoch }) if Some(*epoch) == self.epoch => {
+                known.logs.get(&last.log).map_or(0, |&(next, _)| next)
+            }
+            _ => 0,
+        };
+        let end = (last.position + u64::from(last.length)).next_multiple_of(ALIGNMENT as u64);
+        (last.sequence + 1 >= wanted).then_some(end)
+    }
 }
 
 #[derive(Clone, Copy)]

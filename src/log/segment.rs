@@ -10,13 +10,13 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::format::{ALIGNMENT, SEGMENT_HEADER_LENGTH, SegmentHeader};
-use crate::errno::{Policy, policy};
+use crate::errno::policy;
 use crate::error::{Error, Kind, Result};
 use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Region};
 use crate::runtime::{Core, Sender, channel};
@@ -98,11 +98,42 @@ pub struct SpaceSettings {
     pub reserve_bytes: u64,
 }
 
+/// What makes room, and may take some of the reserve for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Records of deletions.
+    Deletions,
+    /// Copies out of segments in which little is alive.
+    Copies,
+}
+
+impl SpaceSettings {
+    /// What is left of the reserve for the books. Deletions leave room for copies too.
+    fn reserve_left_bytes(&self, need: Need) -> u64 {
+        match need {
+            Need::Deletions => (self.reserve_bytes / 2 + self.segment_bytes).min(self.reserve_bytes),
+            Need::Copies => self.reserve_bytes / 2,
+        }
+    }
+}
+
 /// A segment that holds nothing.
 struct Empty {
     number: u64,
     /// The file's name is on stable storage, and so is its length, if it is whole.
     is_durable: bool,
+    room: FreeRoom,
+}
+
+/// How much of the disk a segment takes that holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FreeRoom {
+    /// Nobody has looked since it was used: it may have holes.
+    Unknown,
+    /// All of its length. It is used again as it is.
+    Whole,
+    /// Next to nothing: the rest was given back to the file system.
+    GivenBack,
 }
 
 /// Who learns that a file has been cleared: its number and its new epoch.
@@ -254,22 +285,45 @@ impl Space {
         }
         drop(in_use);
         if is_to_be_used {
-            self.emptied.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+            self.emptied().push(number);
             self.wake_keepers();
         }
     }
 
     /// Takes a segment that was cleared, and of which no book says anything else.
     pub fn set_free(&self, number: u64) {
-        let empty = Empty { number, is_durable: true };
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+        self.put_free(Empty { number, is_durable: true, room: FreeRoom::Unknown });
         self.wake_keepers();
     }
 
     /// Takes a file that an attempt to prepare a segment has left.
     pub(super) fn set_begun(&self, number: u64) {
-        let empty = Empty { number, is_durable: false };
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(empty);
+        self.put_free(Empty { number, is_durable: false, room: FreeRoom::Unknown });
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Empty>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that are whole lie behind the others: they are taken first.
+    fn put_free(&self, empty: Empty) {
+        let mut free = self.free();
+        let place = if empty.room == FreeRoom::Whole { free.len() } else { 0 };
+        free.insert(place, empty);
+    }
+
+    /// Takes a free segment of which nobody knows how much room it has.
+    fn take_unknown(&self) -> Option<Empty> {
+        let mut free = self.free();
+        let place = free.iter().position(|empty| empty.room == FreeRoom::Unknown)?;
+        Some(free.remove(place))
+    }
+
+    /// Takes a whole segment that is free where there are more than so many.
+    fn take_surplus(&self, kept: usize) -> Option<Empty> {
+        let mut free = self.free();
+        let is_surplus = whole(&free) > kept;
+        if is_surplus { free.pop() } else { None }
     }
 
     fn wake_keepers(&self) {
@@ -281,7 +335,8 @@ impl Space {
     /// How many bytes segments have room for that nothing is written to yet, made or still to be made.
     pub fn room_bytes(&self, core: &Core) -> u64 {
         let settings = &self.settings;
-        let made = self.free_segments() as u64 + self.prepared.load(Ordering::Relaxed);
+        // What was given back of free segments is room of the file system's.
+        let made = whole(&self.free()) as u64 + self.prepared.load(Ordering::Relaxed);
         // Where nothing is known of the disk, writing to it will tell.
         let free_bytes = core.free_bytes(&settings.folder).unwrap_or(u64::MAX);
         let to_be_made = free_bytes.saturating_sub(settings.reserve_bytes) / settings.segment_bytes;
@@ -311,9 +366,22 @@ impl Space {
         self.promised.load(Ordering::Relaxed)
     }
 
+    /// How many segments can be made for copies, of the reserve too.
+    pub(super) fn reserve_segments(&self, core: &Core) -> u64 {
+        let free_bytes = core.free_bytes(&self.settings.folder).unwrap_or(0);
+        let left_bytes = self.settings.reserve_left_bytes(Need::Copies);
+        free_bytes.saturating_sub(left_bytes) / self.settings.segment_bytes
+    }
+
+    /// How many segments all keepers together keep prepared.
+    pub fn wanted_segments(&self) -> usize {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner).len();
+        keepers * self.settings.spare_segments.max(1)
+    }
+
     /// How many segments hold nothing and are not prepared.
     pub fn free_segments(&self) -> usize {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.free().len()
     }
 
     /// How many numbers were given: the segments that exist.
@@ -321,24 +389,31 @@ impl Space {
         self.next_number.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Puts a free segment where it is taken after all others.
-    fn put_last(&self, empty: Empty) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).insert(0, empty);
-    }
-
     fn take_free(&self) -> Option<Empty> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.free().pop()
     }
 
-    fn take_emptied(&self) -> Option<u64> {
-        self.emptied.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn emptied(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.emptied.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether segments wait to be cleared.
+    pub fn has_emptied(&self) -> bool {
+        !self.emptied().is_empty()
+    }
+}
+
+/// How many of these can be used as they are.
+fn whole(free: &[Empty]) -> usize {
+    free.iter().filter(|empty| empty.room == FreeRoom::Whole).count()
 }
 
 /// A segment with its header on disk, ready to be written.
 pub(super) struct Prepared {
     pub segment: Arc<Segment>,
     pub writing: Arc<Descriptor>,
+    /// It was made in what the file system's reserve has: not for data.
+    pub is_reserve: bool,
 }
 
 /// The log that a keeper works for.
@@ -364,8 +439,8 @@ pub struct Keeper {
     failures: Cell<u32>,
     preparing: Cell<bool>,
     is_released: Cell<bool>,
-    /// The log has no segment for a record without a payload.
-    is_needed_for_deletions: Cell<bool>,
+    /// What the log has no segment for, though it makes room.
+    need: Cell<Option<Need>>,
     work: Sender<()>,
     client: RefCell<Option<Rc<dyn KeeperClient>>>,
     zeroes: RefCell<Option<Region>>,
@@ -386,7 +461,7 @@ impl Keeper {
             failures: Cell::new(0),
             preparing: Cell::new(false),
             is_released: Cell::new(false),
-            is_needed_for_deletions: Cell::new(false),
+            need: Cell::new(None),
             work,
             client: RefCell::default(),
             zeroes: RefCell::default(),
@@ -397,7 +472,10 @@ impl Keeper {
             while orders.receive().await.is_some() {
                 while orders.try_receive().is_some() {}
                 working.clear_emptied().await;
+                working.look_at_free().await;
+                working.refill_reserve().await;
                 working.fill_up().await;
+                working.give_back_surplus().await;
             }
         });
         (keeper, task)
@@ -463,9 +541,9 @@ impl Keeper {
         prepared
     }
 
-    /// Says whether the log has no segment even for a record without a payload.
-    pub(super) fn set_needed_for_deletions(&self, is_needed: bool) {
-        self.is_needed_for_deletions.set(is_needed);
+    /// Says whether the log has no segment even for what makes room.
+    pub(super) fn set_need(&self, need: Option<Need>) {
+        self.need.set(need);
     }
 
     /// Says that the log waits for a segment.
@@ -509,9 +587,12 @@ impl Keeper {
             let failed = outcome.is_err();
             match outcome {
                 Ok(prepared) => {
+                    // One that was made of the reserve says nothing about room for others.
+                    if !prepared.is_reserve {
+                        *self.trouble.borrow_mut() = None;
+                    }
                     self.prepared.borrow_mut().push_back(prepared);
                     self.space.prepared.fetch_add(1, Ordering::Relaxed);
-                    *self.trouble.borrow_mut() = None;
                 }
                 Err(error) => {
                     if self.trouble.borrow().is_none() {
@@ -532,16 +613,73 @@ impl Keeper {
 
     /// Makes the files of segments in which nothing is needed any more unreadable as what they were.
     async fn clear_emptied(&self) {
-        while let Some(number) = self.space.take_emptied() {
+        loop {
+            let Some(number) = self.space.emptied().pop() else { return };
             match clear(&self.core, &self.space, number).await {
                 Ok(epoch) => {
                     if let Some(cleared) = self.space.cleared.get() {
                         cleared(number, epoch);
                     }
                 }
+                // Of descriptors, memory or room there may be more later.
+                Err(error) if matches!(error.kind(), Kind::Busy | Kind::NoSpace) => {
+                    tracing::debug!(%error, "a segment cannot be used again yet");
+                    self.space.emptied().push(number);
+                    return;
+                }
                 // It stays what it was; the next start finds it.
                 Err(error) => tracing::warn!(%error, "a segment cannot be used again"),
             }
+        }
+    }
+
+    /// Gives back what is left of free segments with holes: they are initialised as new ones are.
+    async fn look_at_free(&self) {
+        let segment_bytes = self.space.settings.segment_bytes;
+        while let Some(mut empty) = self.space.take_unknown() {
+            let path = Space::path(&self.space.settings.folder, empty.number);
+            let allocated = match self.core.open(&path, OpenMode::Read).await {
+                Ok(file) => self.core.allocated_bytes(&file),
+                Err(errno) => Err(errno),
+            };
+            match allocated {
+                Ok(bytes) if bytes >= segment_bytes && empty.is_durable => empty.room = FreeRoom::Whole,
+                _ => self.give_back(&mut empty).await,
+            }
+            self.space.put_free(empty);
+        }
+    }
+
+    /// What the books of the store have taken of the reserve is put back before anything else is.
+    async fn refill_reserve(&self) {
+        let Space { settings, .. } = &*self.space;
+        while self.core.free_bytes(&settings.folder).is_ok_and(|free| free < settings.reserve_bytes) {
+            let Some(mut empty) = self.space.take_surplus(0) else { return };
+            self.give_back(&mut empty).await;
+            self.space.put_free(empty);
+        }
+    }
+
+    /// As many free segments as are prepared are kept whole. The others' room is anybody's.
+    async fn give_back_surplus(&self) {
+        while let Some(mut empty) = self.space.take_surplus(self.space.wanted_segments()) {
+            self.give_back(&mut empty).await;
+            self.space.put_free(empty);
+        }
+    }
+
+    /// Gives back the room of a free segment, all but that of its header.
+    async fn give_back(&self, empty: &mut Empty) {
+        empty.room = FreeRoom::GivenBack;
+        let Space { settings, .. } = &*self.space;
+        let path = Space::path(&settings.folder, empty.number);
+        let header_bytes = SEGMENT_HEADER_LENGTH as u64;
+        let outcome = match self.core.open(&path, OpenMode::WriteBuffered).await {
+            Ok(file) => self.core.punch(&file, header_bytes, settings.segment_bytes - header_bytes).await,
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = outcome {
+            tracing::debug!(segment = empty.number, %errno, "the room of a segment could not be given back");
         }
     }
 
@@ -550,42 +688,35 @@ impl Keeper {
         if let Some(error) = self.failure() {
             return Err(error);
         }
-        let mut others = self.space.free_segments().saturating_sub(1);
-        loop {
-            let mut empty = self.space.take_free().unwrap_or_else(|| Empty {
-                number: self.space.next_number.fetch_add(1, Ordering::Relaxed),
-                is_durable: false,
-            });
-            let (what, errno) = match self.prepare_file(&mut empty).await {
-                Ok(prepared) => {
-                    self.failures.set(0);
-                    return Ok(prepared);
-                }
-                Err(failure) => failure,
-            };
-            let path = Space::path(&settings.folder, empty.number);
-            let error = Error::device(format!("{what} segment {}", path.display()), errno);
-            // What exists of it can be used when there is room again. A file that fails otherwise is left as it is, and
-            // the next attempt takes another.
-            if policy(errno).is_for_now() {
-                self.space.put_last(empty);
-                // One that has holes may find no room for them where another one needs none.
-                if others > 0 && policy(errno) == Policy::NoRoom {
-                    others -= 1;
-                    continue;
-                }
-                return Err(error);
+        let mut empty = self.space.take_free().unwrap_or_else(|| Empty {
+            number: self.space.next_number.fetch_add(1, Ordering::Relaxed),
+            is_durable: false,
+            room: FreeRoom::GivenBack,
+        });
+        let (what, errno) = match self.prepare_file(&mut empty).await {
+            Ok(prepared) => {
+                self.failures.set(0);
+                return Ok(prepared);
             }
-            tracing::error!(%error, "a segment could not be prepared");
-            self.failures.set(self.failures.get() + 1);
-            if self.failures.get() < FAILURES_MAX {
-                return Err(error);
-            }
-            return Err(Error::new(
-                Kind::ReadOnly,
-                format!("{FAILURES_MAX} segments in a row could not be prepared: {error}"),
-            ));
+            Err(failure) => failure,
+        };
+        let path = Space::path(&settings.folder, empty.number);
+        let error = Error::device(format!("{what} segment {}", path.display()), errno);
+        // What exists of it can be used when there is room again. A file that fails otherwise is left as it is, and the
+        // next attempt takes another.
+        if policy(errno).is_for_now() {
+            self.space.put_free(empty);
+            return Err(error);
         }
+        tracing::error!(%error, "a segment could not be prepared");
+        self.failures.set(self.failures.get() + 1);
+        if self.failures.get() < FAILURES_MAX {
+            return Err(error);
+        }
+        Err(Error::new(
+            Kind::ReadOnly,
+            format!("{FAILURES_MAX} segments in a row could not be prepared: {error}"),
+        ))
     }
 
     async fn prepare_file(&self, empty: &mut Empty) -> std::result::Result<Prepared, (&'static str, Errno)> {
@@ -600,18 +731,27 @@ impl Keeper {
         let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
         // What was punched out is initialised again like the rest: a block written to it would change metadata.
         let allocated_bytes = self.core.allocated_bytes(&writing).unwrap_or(0).min(settings.segment_bytes);
+        let mut is_reserve = false;
         if !empty.is_durable || !is_whole || allocated_bytes < settings.segment_bytes {
-            // Half of the reserve is for a log that has no segment at all for a deletion.
-            let reserve_bytes = match self.is_needed_for_deletions.get() && self.prepared() == 0 {
-                true => settings.reserve_bytes / 2,
-                false => settings.reserve_bytes,
-            };
             let missing_bytes = settings.segment_bytes - allocated_bytes;
-            let Some(_making) = Making::begin(&self.space, &self.core, missing_bytes, reserve_bytes) else {
+            let mut making = Making::begin(&self.space, &self.core, missing_bytes, settings.reserve_bytes);
+            // Half of the reserve is for a log that has no segment at all for what makes room.
+            let need = self.need.get().filter(|_| making.is_none() && self.prepared() == 0);
+            if let Some(need) = need {
+                is_reserve = true;
+                let reserve_bytes = settings.reserve_left_bytes(need);
+                making = Making::begin(&self.space, &self.core, missing_bytes, reserve_bytes);
+            }
+            let Some(_making) = making else {
                 return Err(("cannot make room for", Errno::NOSPC));
             };
-            empty.is_durable = false;
-            self.initialise(&writing).await.map_err(|errno| ("cannot make room for", errno))?;
+            (empty.is_durable, empty.room) = (false, FreeRoom::GivenBack);
+            if let Err(errno) = self.initialise(&writing).await {
+                // It may have got some of the room, which is nobody's good there.
+                let _ = self.core.punch(&writing, 0, settings.segment_bytes).await;
+                return Err(("cannot make room for", errno));
+            }
+            empty.room = FreeRoom::Whole;
             let folder = self
                 .core
                 .open(&settings.folder, OpenMode::Read)
@@ -625,7 +765,7 @@ impl Keeper {
         let region = header_region(&header).map_err(|errno| ("no memory for the header of", errno))?;
         let written = self.core.write(&writing, None, 0, region, true).await;
         written.map_err(|errno| ("cannot write the header of", errno))?;
-        Ok(Prepared { segment: self.space.segment(number, epoch), writing })
+        Ok(Prepared { segment: self.space.segment(number, epoch), writing, is_reserve })
     }
 
     /// Gives a new file its full length and, where nobody waits for it, initialised blocks.

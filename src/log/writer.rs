@@ -7,8 +7,9 @@
 //! ```
 //!
 //! A block that could not be written is still in memory: it and all blocks behind it are written again, in
-//! order, to a fresh segment under a new term, and the failed segment is retired. When that is not possible
-//! either, the log has failed for good: every append and every wait answers the error.
+//! order, to a fresh segment under a new term, and the failed segment is retired. Where there is no room for that, they
+//! are given up, whoever waits for them is told, and the log goes on when there is room again. When segments cannot be
+//! written, the log has failed for good: every append and every wait answers the error.
 
 mod again;
 
@@ -27,7 +28,7 @@ use super::format::{
     ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RECORD_HEADER_LENGTH, RecordHeader, SEGMENT_HEADER_LENGTH,
     record_length,
 };
-use super::segment::{Keeper, KeeperClient, Prepared, Segment};
+use super::segment::{Keeper, KeeperClient, Need, Prepared, Segment};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::CoreMetrics;
@@ -41,9 +42,10 @@ const PAYLOAD_ROOM_MIN: usize = 4096;
 /// Blocks in flight at most: what the device can do at once, and no more of the arena than that.
 const BLOCKS_IN_FLIGHT_MAX: usize = 16;
 
-/// What is kept of the last segment for records without a payload (deletions, ends), as a share of its length: a
-/// full disk can be emptied.
-const RESERVE_SHARE: u64 = 16;
+/// What is kept of the last segment for copies that make room, in sixteenths of its length.
+const KEPT_FOR_COPIES: u64 = 2;
+/// What data leaves of it for records without a payload (deletions, ends) beside that: a full disk can be emptied.
+const KEPT_FOR_DELETIONS: u64 = 1;
 /// How long a wait for room is at most before it looks again: pieces of the arena come back from other cores
 /// without a word.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -146,7 +148,56 @@ struct State<N> {
     flusher_wanted: bool,
     recovering: bool,
     failed: Option<Error>,
+    /// Blocks that were given up, as appends were told their sequences, and why.
+    given_up: Vec<(Range<u64>, Error)>,
+    /// How many sequences were told to appends and are not in the log.
+    skipped: u64,
     spare_notes: Vec<Vec<Noted<N>>>,
+}
+
+impl<N> State<N> {
+    /// The sequence that an append of now is told: that of the open block. A sequence that was given up comes again in
+    /// the log, so these run ahead of it.
+    fn told_sequence(&self) -> u64 {
+        self.next_sequence + self.skipped
+    }
+
+    /// Goes on behind what is durable, as if what is in flight and in the open block had not been. A new term voids what
+    /// of it may be on disk.
+    fn give_up(&mut self, why: Error) {
+        let end = self.told_sequence() + 1;
+        self.given_up.push((self.durable_sequence + self.skipped..end, why));
+        self.skipped = end - self.durable_sequence;
+        self.next_sequence = self.durable_sequence;
+        self.term += 1;
+        self.term_start = self.durable_sequence;
+    }
+}
+
+/// What a record is for: that decides what it may take of the last segments of a full disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Bytes of a writer: none of the reserve.
+    Data,
+    /// A copy that lets another segment be used again: all of the reserve.
+    Copy,
+    /// A record without a payload, a deletion or an end: the reserve, but for what copies need.
+    Bare,
+}
+
+impl Purpose {
+    fn of(payload_length: usize) -> Purpose {
+        if payload_length > 0 { Purpose::Data } else { Purpose::Bare }
+    }
+
+    /// What it may have a segment made for of the file system's reserve.
+    fn need(self) -> Option<Need> {
+        match self {
+            Purpose::Data => None,
+            Purpose::Copy => Some(Need::Copies),
+            Purpose::Bare => Some(Need::Deletions),
+        }
+    }
 }
 
 /// Why a record finds no room now.
@@ -229,6 +280,8 @@ impl<S: Sink> Log<S> {
                 flusher_wanted: false,
                 recovering: false,
                 failed: None,
+                given_up: Vec::new(),
+                skipped: 0,
                 spare_notes: Vec::new(),
             }),
             settings,
@@ -260,16 +313,46 @@ impl<S: Sink> Log<S> {
         fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
         describe: impl FnOnce(usize) -> (RecordHeader, S::Note),
     ) -> std::result::Result<Option<Appended>, E> {
+        self.append_for(Purpose::of(wanted), wanted, whole, fill, describe)
+    }
+
+    /// As [`Log::append`], whole, of a record that was logged before. It may take all of the reserve: it is copied so
+    /// that its segment can be used again.
+    ///
+    /// # Errors
+    /// The log's own failure; then nothing is appended.
+    pub fn append_copy(
+        &self,
+        header: RecordHeader,
+        payload: &[u8],
+        note: S::Note,
+    ) -> Result<Option<Appended>> {
+        let fill = |space: &mut [u8]| {
+            space.copy_from_slice(payload);
+            Ok::<_, Error>(payload.len())
+        };
+        self.append_for(Purpose::Copy, payload.len(), true, fill, |_| (header, note))
+    }
+
+    fn append_for<E: From<Error>>(
+        &self,
+        purpose: Purpose,
+        wanted: usize,
+        whole: bool,
+        fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
+        describe: impl FnOnce(usize) -> (RecordHeader, S::Note),
+    ) -> std::result::Result<Option<Appended>, E> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         if let Some(error) = &state.failed {
             return Err(error.clone().into());
         }
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
-        if self.ensure_open(state, least).is_err() {
+        if self.ensure_open(state, least, purpose).is_err() {
             return Ok(None);
         }
-        let limit = state.open.as_ref().map_or(0, |open| self.limit_of(state, open, wanted > 0));
+        let sequence = state.told_sequence();
+        let limit = state.open.as_ref().map_or(0, |open| self.limit_of(state, open, purpose));
         let (Some(open), Some(piece)) = (&mut state.open, &mut state.piece) else { return Ok(None) };
         let start = open.used + RECORD_HEADER_LENGTH;
         let end = limit.min(start + wanted);
@@ -277,7 +360,7 @@ impl<S: Sink> Log<S> {
         let length = fill(&mut space[start..end])?;
         assert!(length <= end - start, "more was filled in than there was room for");
         if length == 0 && wanted > 0 {
-            return Ok(Some(Appended { sequence: state.next_sequence, length }));
+            return Ok(Some(Appended { sequence, length }));
         }
         let (header, note) = describe(length);
         header.encode(&mut space[open.used..start + length]);
@@ -290,7 +373,7 @@ impl<S: Sink> Log<S> {
             payload: start as u32..(start + length) as u32,
             appended: self.core.precise_now(),
         });
-        let appended = Appended { sequence: state.next_sequence, length };
+        let appended = Appended { sequence, length };
         if open.limit < open.used + record_length(PAYLOAD_ROOM_MIN) {
             self.close_block(state);
         } else if state.in_flight.is_empty() {
@@ -314,10 +397,26 @@ impl<S: Sink> Log<S> {
     /// [`Kind::NoSpace`] when no segment can be had; the log's own failure; [`Kind::Cancelled`] and
     /// [`Kind::DeadlineExceeded`] from the context, which change nothing either.
     pub async fn room(&self, context: &Context, wanted: usize, whole: bool) -> Result<()> {
-        self.core.under(context, self.find_room(wanted, whole)).await?
+        self.core.under(context, self.find_room(wanted, whole, Purpose::of(wanted))).await?
     }
 
-    async fn find_room(&self, wanted: usize, whole: bool) -> Result<()> {
+    /// How many bytes of records copies have room for, in segments that are there or can be made of the reserve.
+    pub fn copy_room_bytes(&self) -> u64 {
+        let state = self.state.borrow();
+        let left = state.active.as_ref().map_or(0, |active| self.room_in(active, Purpose::Copy) as u64);
+        let segments = self.keeper.prepared() as u64 + self.keeper.space().reserve_segments(&self.core);
+        left + segments * (self.keeper.segment_bytes() - SEGMENT_HEADER_LENGTH as u64)
+    }
+
+    /// Waits until [`Log::append_copy`] of so many bytes may find room. Dropping the future changes nothing.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`] when no segment can be had, not even of the reserve; the log's own failure.
+    pub async fn room_for_copy(&self, length: usize) -> Result<()> {
+        self.find_room(length, true, Purpose::Copy).await
+    }
+
+    async fn find_room(&self, wanted: usize, whole: bool, purpose: Purpose) -> Result<()> {
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
         let waiting = self.wait_for_room();
         let mut attempts = None;
@@ -327,7 +426,7 @@ impl<S: Sink> Log<S> {
                 if let Some(error) = &state.failed {
                     return Poll::Ready(Err(error.clone()));
                 }
-                match self.ensure_open(&mut state, least) {
+                match self.ensure_open(&mut state, least, purpose) {
                     Ok(()) => return Poll::Ready(Ok(())),
                     Err(Lack::Time) => {}
                     Err(Lack::Segment) => {
@@ -371,7 +470,10 @@ impl<S: Sink> Log<S> {
         let mut registration = Registration { log: self, key: None };
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
-            if state.durable_sequence > sequence {
+            if let Some((_, why)) = state.given_up.iter().find(|(lost, _)| lost.contains(&sequence)) {
+                return Poll::Ready(Err(why.clone()));
+            }
+            if state.durable_sequence + state.skipped > sequence {
                 return Poll::Ready(Ok(()));
             }
             if let Some(error) = &state.failed {
@@ -446,11 +548,26 @@ impl<S: Sink> Log<S> {
             if state.open.as_ref().is_some_and(|open| open.records > 0) && state.failed.is_none() {
                 self.close_block(&mut state);
             }
-            state.next_sequence.checked_sub(1)
+            // Whoever waited for what was given up has been told.
+            let last = state.told_sequence().checked_sub(1);
+            last.filter(|last| !state.given_up.iter().any(|(lost, _)| lost.contains(last)))
         };
         match last {
             Some(last) if last >= self.settings.next_sequence => self.become_durable(last).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Gives back the room that nothing was written to in the last segment. Nothing is to be appended any more. Dropping
+    /// the future leaves the room given back, in part, or not.
+    pub async fn trim(&self) {
+        let tail = self.state.borrow().active.as_ref().map(|active| {
+            let writing = active.writing.clone();
+            (writing, active.position, self.keeper.segment_bytes() - active.position)
+        });
+        let Some((writing, position, length)) = tail.filter(|(_, _, length)| *length > 0) else { return };
+        if let Err(errno) = self.core.punch(&writing, position, length).await {
+            tracing::debug!(%errno, "the rest of a segment could not be given back");
         }
     }
 
@@ -467,19 +584,26 @@ impl<S: Sink> Log<S> {
     }
 
     /// Makes sure that a record with this much payload fits into the open block, opening one if need be.
-    fn ensure_open(&self, state: &mut State<S::Note>, least: usize) -> std::result::Result<(), Lack> {
+    fn ensure_open(
+        &self,
+        state: &mut State<S::Note>,
+        least: usize,
+        purpose: Purpose,
+    ) -> std::result::Result<(), Lack> {
         if state.recovering {
             return Err(Lack::Time);
         }
-        let is_data = least > 0;
         if let Some(open) = &state.open {
             let end = open.used + record_length(least);
-            if end <= self.limit_of(state, open, is_data) {
+            if end <= self.limit_of(state, open, purpose) {
                 return Ok(());
             }
             if open.records > 0 && end <= open.limit {
                 // What is left is the reserve. The block stays open for what that is kept for.
                 self.keeper.hurry();
+                if let Some(need) = purpose.need() {
+                    self.keeper.set_need(Some(need));
+                }
                 return Err(Lack::Segment);
             }
         }
@@ -490,27 +614,30 @@ impl<S: Sink> Log<S> {
             self.close_block(state);
         }
         let length = BLOCK_HEADER_LENGTH + record_length(least);
-        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), is_data)
+        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), purpose)
     }
 
     /// How long the open block may become with this record: data leaves the reserve alone.
-    fn limit_of(&self, state: &State<S::Note>, open: &OpenBlock<S::Note>, is_data: bool) -> usize {
+    fn limit_of(&self, state: &State<S::Note>, open: &OpenBlock<S::Note>, purpose: Purpose) -> usize {
         match &state.active {
-            Some(active) => open.limit.min(self.room_in(active, is_data)),
+            Some(active) => open.limit.min(self.room_in(active, purpose)),
             None => open.limit,
         }
     }
 
-    /// How much of the segment is left, in bytes. Where there is no other one, all or the end of it is kept for records
-    /// without a payload, so that a full disk can be emptied.
-    fn room_in(&self, active: &Active, is_data: bool) -> usize {
-        if is_data && active.is_reserve && self.is_short_of_segments() {
+    /// How much of the segment is left, in bytes. Where there is no other one, all or the end of it is kept for what
+    /// makes room, so that a full disk can be emptied.
+    fn room_in(&self, active: &Active, purpose: Purpose) -> usize {
+        if purpose == Purpose::Data && active.is_reserve && self.is_short_of_segments() {
             return 0;
         }
         let segment_bytes = self.keeper.segment_bytes();
-        let is_last = is_data && self.keeper.prepared() == 0;
-        let reserve = if is_last { segment_bytes / RESERVE_SHARE } else { 0 };
-        (segment_bytes - active.position).saturating_sub(reserve) as usize
+        let sixteenths = match purpose {
+            Purpose::Data if self.keeper.prepared() == 0 => KEPT_FOR_COPIES + KEPT_FOR_DELETIONS,
+            Purpose::Bare if self.keeper.prepared() == 0 && self.is_short_of_segments() => KEPT_FOR_COPIES,
+            _ => 0,
+        };
+        (segment_bytes - active.position).saturating_sub(sixteenths * segment_bytes / 16) as usize
     }
 
     fn is_short_of_segments(&self) -> bool {
@@ -523,12 +650,12 @@ impl<S: Sink> Log<S> {
         &self,
         state: &mut State<S::Note>,
         length: usize,
-        is_data: bool,
+        purpose: Purpose,
     ) -> std::result::Result<(), Lack> {
         assert!(state.open.as_ref().is_none_or(|open| open.records == 0));
         state.open = None;
-        if state.active.as_ref().is_none_or(|active| self.room_in(active, is_data) < length)
-            && !self.next_segment(state, is_data)
+        if state.active.as_ref().is_none_or(|active| self.room_in(active, purpose) < length)
+            && !self.next_segment(state, purpose)
         {
             return Err(Lack::Segment);
         }
@@ -538,23 +665,28 @@ impl<S: Sink> Log<S> {
         let (Some(active), Some(piece)) = (&state.active, &state.piece) else {
             unreachable!("both were made sure of");
         };
-        let limit = self.settings.block_bytes.min(piece.remaining()).min(self.room_in(active, false));
+        let limit = self.settings.block_bytes.min(piece.remaining()).min(self.room_in(active, Purpose::Copy));
         let notes = state.spare_notes.pop().unwrap_or_default();
         state.open = Some(OpenBlock { limit, used: BLOCK_HEADER_LENGTH, records: 0, notes });
         Ok(())
     }
 
     /// Goes on in the next segment. The last one of a full disk is not for data.
-    fn next_segment(&self, state: &mut State<S::Note>, is_data: bool) -> bool {
+    fn next_segment(&self, state: &mut State<S::Note>, purpose: Purpose) -> bool {
         let is_reserve = self.is_short_of_segments() && self.keeper.prepared() <= 1;
-        if is_data && is_reserve {
+        if purpose == Purpose::Data && is_reserve {
             self.keeper.hurry();
             return false;
         }
         let taken = self.keeper.take();
-        self.keeper.set_needed_for_deletions(taken.is_none() && !is_data);
-        let Some(prepared) = taken else { return false };
-        let next = Active { is_reserve, ..self.activate(prepared) };
+        let Some(prepared) = taken else {
+            if let Some(need) = purpose.need() {
+                self.keeper.set_need(Some(need));
+            }
+            return false;
+        };
+        self.keeper.set_need(None);
+        let next = Active { is_reserve: is_reserve || prepared.is_reserve, ..self.activate(prepared) };
         if let Some(former) = state.active.replace(next)
             && former.in_flight == 0
         {
@@ -693,7 +825,8 @@ impl<S: Sink> Log<S> {
             state.bytes_in_flight -= flying.region.len();
             state.durable_sequence = flying.sequence + 1;
             let term = state.term;
-            let later = state.waiting_for_durable.split_off(&(flying.sequence + 1, 0));
+            let told = flying.sequence + state.skipped;
+            let later = state.waiting_for_durable.split_off(&(told + 1, 0));
             let acknowledged = std::mem::replace(&mut state.waiting_for_durable, later);
             drop(state); // the sink and the waiters may append
             let mut notes = flying.notes;

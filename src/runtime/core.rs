@@ -189,7 +189,7 @@ impl Core {
     }
 
     /// How many timers wait.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn timers_waiting(&self) -> usize {
         self.timers.borrow().len()
     }

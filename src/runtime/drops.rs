@@ -469,7 +469,7 @@ fn nothing_is_left_of_what_is_dropped_whatever_the_order_in_which_the_kernel_ans
             let (counted, files) = (count.clone(), world.clone());
             cores.begin(0, move |core| async move {
                 counted.set(go_through(&core, Path::new(FOLDER), case).await);
-                assert_eq!(files.descriptors_open(), 0, "{}", case.of);
+                assert_eq!(files.open_descriptors(), 0, "{}", case.of);
             });
             assert_eq!(cores.run(1_000_000), Pause::Ended, "{} with seed {seed}", case.of);
             cuts += count.get();

@@ -37,7 +37,7 @@ impl Timers {
         self.waiting.first_key_value().map(|(&(deadline, _), _)| deadline)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +14,9 @@ use fastrand::Rng;
 use crate::ring::simulated::World;
 use crate::ring::{Ring, Wait};
 use crate::runtime::{Core, Mailbox, Running, Turn};
+use threads::Thread;
+
+pub use threads::Pauses;
 
 /// The cores of one boot of a world. Dropping them kills the process that they stand for.
 pub struct Cores {
@@ -20,6 +24,7 @@ pub struct Cores {
     boot: u64,
     random: Rng,
     seats: Vec<Seat>,
+    threads: Vec<Thread>,
 }
 
 struct Seat {
@@ -38,6 +43,8 @@ pub enum Pause {
     Limit,
     /// Every core waits, and nothing will ever come.
     Stalled,
+    /// The process has died in the midst of a call on a file: see [`World::fail_after`].
+    Failed,
 }
 
 impl Cores {
@@ -50,7 +57,13 @@ impl Cores {
             let core = Core::new(index, ring, Mailbox::with_bell(world.bell()));
             Seat { core, running: None, next: None }
         });
-        Cores { boot: world.boot(), seats: seats.collect(), random: world.chance(), world: world.clone() }
+        let (seats, threads) = (seats.collect(), Vec::new());
+        Cores { boot: world.boot(), seats, threads, random: world.chance(), world: world.clone() }
+    }
+
+    /// How many cores there are.
+    pub fn count(&self) -> usize {
+        self.seats.len()
     }
 
     /// A core, to begin with and to look at. Its tasks run only in [`Cores::run`].
@@ -73,23 +86,39 @@ impl Cores {
         seat.next = Some(self.world.now());
     }
 
-    /// Turns the cores, whoever has something to do, in an order that chance chooses, until all main futures are done
+    /// Begins a thread beside the cores, which runs one future. It is turned as the cores are.
+    pub fn begin_thread<F>(&mut self, main: impl FnOnce(Pauses) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        self.threads.push(Thread::new(&self.world, main));
+    }
+
+    /// Turns cores and threads, whoever has something to do, in an order that chance chooses, until all futures are done
     /// or `turns` turns are over. Where all wait, time jumps to what comes next.
     ///
     /// # Panics
     /// With what the code under test panics.
     pub fn run(&mut self, turns: usize) -> Pause {
         for _ in 0..turns {
-            if self.seats.iter().all(|seat| seat.running.is_none()) {
+            let has_ended = self.seats.iter().all(|seat| seat.running.is_none())
+                && self.threads.iter().all(Thread::has_ended);
+            if has_ended {
                 return Pause::Ended;
             }
             let Some(index) = self.choose() else { return Pause::Stalled };
-            self.turn(index);
+            match index.checked_sub(self.seats.len()) {
+                None => self.turn(index),
+                Some(thread) => self.threads[thread].turn(&self.world, &mut self.random),
+            }
+            if self.world.is_failing() {
+                return Pause::Failed;
+            }
         }
         Pause::Limit
     }
 
-    /// A core that has something to do, after waiting for one if need be.
+    /// A core or a thread that has something to do, after waiting for one if need be. Threads come behind the cores.
     fn choose(&mut self) -> Option<usize> {
         loop {
             let now = self.world.now();
@@ -98,12 +127,17 @@ impl Cores {
                 seat.running.is_some() && (wakes || self.world.calls(index))
             };
             let due = self.seats.iter().enumerate().filter(|(index, seat)| is_due(*index, seat));
-            let due: Vec<usize> = due.map(|(index, _)| index).collect();
+            let mut due: Vec<usize> = due.map(|(index, _)| index).collect();
+            let threads = self.threads.iter().zip(self.seats.len()..);
+            let threads = threads.filter(|(thread, _)| thread.next().is_some_and(|next| next <= now));
+            due.extend(threads.map(|(_, index)| index));
             if !due.is_empty() {
                 return Some(due[self.random.usize(0..due.len())]);
             }
             let running = self.seats.iter().filter(|seat| seat.running.is_some());
-            if !self.world.pass(running.filter_map(|seat| seat.next).min()) {
+            let next =
+                running.filter_map(|seat| seat.next).chain(self.threads.iter().filter_map(Thread::next));
+            if !self.world.pass(next.min()) {
                 return None;
             }
         }
@@ -150,6 +184,7 @@ impl Drop for Cores {
         if self.world.boot() == self.boot {
             self.world.kill();
         }
+        self.threads.iter_mut().for_each(Thread::end);
         for seat in &mut self.seats {
             let _entered = seat.core.enter();
             if let Some(running) = seat.running.take() {

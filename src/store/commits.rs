@@ -251,6 +251,14 @@ impl Commits {
         }
     }
 
+    /// Sends the open batch to the catalog, if there is something in it. As long as it is open it holds its objects, so
+    /// that nothing of them can be given back.
+    pub(super) fn cut_what_is_there(&self) {
+        if !self.batch.borrow().changes.is_empty() {
+            self.cut(false);
+        }
+    }
+
     /// Sends the open batch to the catalog.
     pub(super) fn cut(&self, is_full: bool) {
         let mut open = self.batch.borrow_mut();

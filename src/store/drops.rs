@@ -11,31 +11,32 @@ use std::path::Path;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use redb::backends::InMemoryBackend;
 
-use super::catalog::{Books, Database, Dead, SegmentUse, Write};
+use super::assembly::{Assembly, Beginning, CatalogWork, CoreSettings, assemble, work};
+use super::catalog::{Database, Write};
 use super::handle::{Store, StoreReader, StoreWriter};
 use super::listing::ListingQuery;
 use super::local::LocalStore;
 use super::name::Name;
-use super::namespace::Namespace;
 use super::object::{Metadata, Object, State};
 use super::reader::{More, Reader};
-use super::reclaim::give_back;
-use super::shared::{Beginning, Message, Shared};
+use super::recover::Recovered;
+use super::shared::Shared;
 use super::writer::Writer;
 use super::writers::Resumed;
+use crate::config::Retention;
 use crate::context::Context;
 use crate::drops::{Cut, begin};
 use crate::error::{Error, Kind};
-use crate::log::{Keeper, Log, LogSettings, Space, SpaceSettings};
-use crate::metrics::CoreMetrics;
+use crate::log::{Space, SpaceSettings};
 use crate::ring::Arena;
 use crate::ring::simulated::{World, WorldSettings};
-use crate::runtime::{Core, Either, Receiver, channel, race};
+use crate::runtime::{Either, channel, race};
 use crate::simulation::{Cores, Pause};
 
 /// In how many worlds a case is run.
@@ -549,6 +550,20 @@ const LOCAL_CASES: &[LocalCase] = &[
         scene.local.log().room(&context, BLOCK_BYTES / 2, true).await.unwrap();
         drop(writer);
     }),
+    local!("Log::room_for_copy", |scene| {
+        let mut bytes = Vec::new();
+        let writer = scene.writer_without_room(&mut bytes).await;
+        scene.cut(scene.local.log().room_for_copy(BLOCK_BYTES / 2)).await;
+        scene.local.log().room_for_copy(BLOCK_BYTES / 2).await.unwrap();
+        drop(writer);
+    }),
+    local!("Log::trim", |scene| {
+        // Nothing is appended meanwhile; what is there stays.
+        scene.put(&content(1, 3000)).await;
+        scene.cut(scene.local.log().trim()).await;
+        scene.local.log().trim().await;
+        assert!(scene.read().await == (content(1, 3000).to_vec(), true));
+    }),
     local!("Log::acknowledged", |scene| {
         let mut bytes = Vec::new();
         let writer = scene.writer_without_room(&mut bytes).await;
@@ -757,53 +772,48 @@ impl Stage {
             spare_segments: 1,
             reserve_bytes: 0,
         });
-        let database = Database::open_on(InMemoryBackend::new(), 77).unwrap();
-        let namespace = Arc::new(Namespace::default());
-        let never = || Err(Error::new(Kind::Device, "memory does not fail"));
-        let books = Books::new(database, Box::new(never), space.clone(), namespace.clone());
-        let (questions, asked) = channel();
-        let (news, told) = channel();
-        let (dead_sender, dead) = channel();
-        let clearing = news.clone();
-        space.set_cleared(Box::new(move |number, epoch| {
-            clearing.send(Write::Cleared(SegmentUse { number, epoch }));
-        }));
-        let last_drops = news.clone();
-        let (shared, messages) = Shared::new(Beginning {
+        let Assembly { shared, orders, catalog } = assemble(Beginning {
             cores: CORES,
-            namespace,
-            books: books.clone(),
-            questions,
-            news,
-            next_generation: 1,
+            database: Database::open_on(InMemoryBackend::new(), 77).unwrap(),
+            reopen: Box::new(|| Err(Error::new(Kind::Device, "memory does not fail"))),
+            space: space.clone(),
+            found: Recovered::default(),
             may_splice: false,
             started: world.now(),
         });
         let locals = Rc::<RefCell<Vec<_>>>::default();
         let arenas: Vec<Arena> = (0..CORES).map(|_| Arena::new(PIECES, PIECE_LENGTH).unwrap()).collect();
-        let mut messages = messages.into_iter();
-        let mut next = |index: usize| Begin {
-            shared: shared.clone(),
-            space: space.clone(),
-            arena: arenas[index].clone(),
-            locals: locals.clone(),
-            messages: messages.next().unwrap(),
-        };
-        let (first, second) = (next(0), next(1));
-        let store = Store::new(shared.clone());
-        cores.begin(0, move |core| {
-            let ends = shared_of(&first);
-            first.live(core, Some(dead), move |local| async move {
-                main(local, store).await;
-                ends.stop();
-            })
-        });
-        cores.begin(1, move |core| async move {
-            let answering = core.spawn(books.clone().answer(asked));
-            let writing =
-                core.spawn(async move { books.write(told, last_drops, dead_sender, async |_| ()).await });
-            second.live(core, None, |local| async move { local.stopping().await }).await;
-            drop((answering, writing));
+        let (mut main, at_work) = (Some(main), Rc::new(Cell::new(CORES)));
+        for (index, orders) in orders.into_iter().enumerate() {
+            let (space, arena, locals) = (space.clone(), arenas[index].clone(), locals.clone());
+            let (main, shared, at_work) = (main.take(), shared.clone(), at_work.clone());
+            cores.begin(index, |core| async move {
+                let settings =
+                    CoreSettings { block_bytes: BLOCK_BYTES, durable: true, retention: Retention::default() };
+                let (begins, ends) = (Store::new(shared.clone()), shared.clone());
+                let service = |local: Rc<LocalStore>| {
+                    locals.borrow_mut().push(Rc::downgrade(&local));
+                    async move {
+                        if let Some(main) = main {
+                            main(local, begins).await;
+                            ends.stop();
+                        }
+                    }
+                };
+                let is_at_work = AtomicBool::new(false);
+                let outcome = work(&core, &space, arena, settings, orders, service, || {}, &is_at_work);
+                outcome.await.unwrap();
+                at_work.set(at_work.get() - 1);
+                if at_work.get() == 0 {
+                    shared.end_catalog();
+                }
+            });
+        }
+        let CatalogWork { books, questions, news, last_drops, dead } = catalog;
+        let answering = books.clone();
+        cores.begin_thread(|_| answering.answer(questions));
+        cores.begin_thread(|pauses| async move {
+            books.write(news, last_drops, dead, async |duration| pauses.pause(duration).await).await;
         });
         Stage { world, cores, shared, locals, arenas }
     }
@@ -820,52 +830,7 @@ impl Stage {
         for arena in &self.arenas {
             assert_eq!(arena.free_pieces(), PIECES, "{of} with seed {seed}: memory is left");
         }
-        assert_eq!(self.world.descriptors_open(), 0, "{of} with seed {seed}: descriptors are left");
-    }
-}
-
-fn shared_of(begin: &Begin) -> Arc<Shared> {
-    begin.shared.clone()
-}
-
-/// What a core of a stage begins with.
-struct Begin {
-    shared: Arc<Shared>,
-    space: Arc<Space>,
-    arena: Arena,
-    locals: Rc<RefCell<Vec<Weak<LocalStore>>>>,
-    messages: Receiver<Message>,
-}
-
-impl Begin {
-    async fn live<F: Future<Output = ()>>(
-        self,
-        core: Rc<Core>,
-        dead: Option<Receiver<Vec<Dead>>>,
-        main: impl FnOnce(Rc<LocalStore>) -> F,
-    ) {
-        let metrics = Rc::new(CoreMetrics::new());
-        let (keeper, keeping) = Keeper::start(&core, &self.space);
-        let settings = LogSettings {
-            log: core.index() as u16,
-            block_bytes: BLOCK_BYTES,
-            durable: true,
-            next_sequence: 0,
-            term: 0,
-        };
-        let (log, flushing) = Log::start(&core, settings, self.arena, keeper.clone(), metrics.clone());
-        let local = LocalStore::new(&core, self.shared, log, keeper, metrics);
-        self.locals.borrow_mut().push(Rc::downgrade(&local));
-        let listening = core.spawn(local.clone().listen(self.messages));
-        if let Some(dead) = dead {
-            local.spawn(give_back(local.clone(), dead));
-        }
-        main(local.clone()).await;
-        local.flush().await.unwrap();
-        listening.cancel().await;
-        local.close().await.unwrap();
-        flushing.cancel().await;
-        keeping.cancel().await;
+        assert_eq!(self.world.open_descriptors(), 0, "{of} with seed {seed}: descriptors are left");
     }
 }
 
@@ -1025,7 +990,7 @@ fn nothing_is_left_of_what_is_dropped_by_another_thread_over_a_real_engine() {
     for (at, case) in HANDLE_CASES.iter().enumerate() {
         let mut cut = Cut::first();
         // Each time threads meet otherwise.
-        for round in 0..40 {
+        for round in 0..12 {
             loop {
                 let number = (at * 1000 + round) * 1000 + cuts;
                 let scene = Rc::new(Scene { store: store.clone(), cut, number, is_last: Cell::new(false) });

@@ -5,40 +5,37 @@
 //! durable, and the threads are gone.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pollster::block_on;
 
 use rustix::io::Errno;
 
+use super::assembly::{
+    Assembly, Beginning, CatalogFiles, CatalogWork, CoreSettings, Orders, Place, assemble, open_catalog, work,
+};
+use super::catalog::Database;
 use super::catalog::service::opener;
-use super::catalog::{Books, CURE, Database, Dead, Read, SegmentUse, Write};
 use super::folder::Folder;
 use super::handle::Store;
 use super::local::LocalStore;
-use super::namespace::Namespace;
-use super::reclaim::{give_back, look_after};
 use super::recover::{Recovered, recover};
-use super::shared::{Beginning, Message, Shared};
+use super::shared::Shared;
 use crate::config::{Config, Durability};
 use crate::error::{Error, Kind, Result};
-use crate::log::{Continuation, Keeper, Log, LogSettings, Space, SpaceSettings};
-use crate::metrics::CoreMetrics;
+use crate::log::{Space, SpaceSettings};
 use crate::ring::{Arena, Ring, Uring};
-use crate::runtime::{Core, Mailbox, Receiver, Sender, allowed_processors, channel};
+use crate::runtime::{Core, Mailbox, allowed_processors};
 
 /// How long a piece of the arena is, in bytes, where blocks are not longer.
 const PIECE_LENGTH: usize = 1 << 20;
-/// How many generations an epoch has room for: more objects than fit into a segment. Numbers stay below 2^53, which
-/// every reader of JSON can represent, for 2^29 uses of a segment.
-const GENERATIONS_PER_EPOCH_BITS: u32 = 24;
 
 /// What runs on every core beside its store. It returns when its work is done after
 /// [`LocalStore::stopping`] has returned.
@@ -51,15 +48,6 @@ pub struct Engine {
     catalog_threads: Vec<JoinHandle<()>>,
     notices: Vec<String>,
     _folder: Folder,
-}
-
-/// What a core needs to begin.
-struct Orders {
-    shared: Arc<Shared>,
-    messages: Receiver<Message>,
-    continuation: Continuation,
-    /// One core gives dead parts of segments back to the file system.
-    dead: Option<Receiver<Vec<Dead>>>,
 }
 
 impl Engine {
@@ -162,7 +150,7 @@ impl Engine {
             return Err(first_failure(threads));
         };
         if is_rebuilt {
-            keep_rebuilt(&folder)?;
+            folder.keep_rebuilt()?;
         }
         for damage in &found.damage {
             tracing::error!("{damage}");
@@ -174,33 +162,17 @@ impl Engine {
             seconds = found.elapsed.as_secs_f64(),
             "recovered"
         );
-        // A generation never comes twice, also when everything that had it was deleted: each run takes its own from
-        // behind an epoch that it makes durable before its first block.
-        let next_generation =
-            (found.generation_max + 1).max(space.next_epoch() << GENERATIONS_PER_EPOCH_BITS);
-        let namespace = Arc::new(Namespace::default());
-        let opener = opener(folder.catalog.clone(), folder.store);
-        let books = Books::new(database, opener, space.clone(), namespace.clone());
-        let (mut catalog_threads, questions, news, dead) = start_catalog(&books)?;
-        let clearing = news.clone();
-        space.set_cleared(Box::new(move |number, epoch| {
-            clearing.send(Write::Cleared(SegmentUse { number, epoch }));
-        }));
-        let (shared, receivers) = Shared::new(Beginning {
+        let Assembly { shared, orders, catalog } = assemble(Beginning {
             cores: config.cores,
-            namespace,
-            books,
-            questions,
-            news,
-            next_generation,
+            database,
+            reopen: opener(folder.catalog.clone(), folder.store),
+            space,
+            found,
             may_splice: folder.may_splice,
             started: Instant::now(),
         });
-        let mut dead = Some(dead);
-        for (index, (sender, messages)) in orders_senders.iter().zip(receivers).enumerate() {
-            let continuation = found.logs.get(&(index as u16)).copied().unwrap_or_default();
-            let dead = dead.take();
-            let orders = Orders { shared: shared.clone(), messages, continuation, dead };
+        let mut catalog_threads = start_catalog(catalog)?;
+        for (sender, orders) in orders_senders.iter().zip(orders) {
             // A core that is gone shows below.
             let _ = sender.send(orders);
         }
@@ -215,10 +187,6 @@ impl Engine {
                     return Err(failure);
                 }
             }
-        }
-        // What a crash has left superseded is deleted now.
-        for name in found.names {
-            shared.call(0, move |local| local.settle_later(name));
         }
         notices.dedup();
         Ok(Engine { shared, threads, catalog_threads, notices, _folder: folder })
@@ -273,44 +241,46 @@ fn first_failure(threads: Vec<JoinHandle<Result<()>>>) -> Error {
     failure.unwrap_or_else(|| Error::new(Kind::Startup, "a core ended before it had started"))
 }
 
-/// Opens the catalog, and says whether it is to be made anew from the segments. Until that is done it has another
-/// name: an attempt that is cut off is begun anew.
-fn open_catalog(folder: &Folder, notices: &mut Vec<String>) -> Result<(Database, bool)> {
-    let has_segments =
-        std::fs::read_dir(&folder.segments).is_ok_and(|mut segments| segments.next().is_some());
-    let is_rebuilt = has_segments && !folder.catalog.exists();
-    if !is_rebuilt {
-        // The database would take an empty file for a new one.
-        let is_emptied = has_segments && std::fs::metadata(&folder.catalog).is_ok_and(|file| file.len() == 0);
-        if is_emptied {
-            return Err(Error::new(
-                Kind::Damaged,
-                format!("the catalog is damaged (its file is empty): {CURE}"),
-            ));
-        }
-        return match Database::open(&folder.catalog, folder.store) {
-            // The first start was cut off while it made the catalog.
-            Err(error) if error.kind() == Kind::Damaged && !has_segments => {
-                remove(&folder.catalog)?;
-                Ok((Database::open(&folder.catalog, folder.store)?, false))
-            }
-            opened => Ok((opened?, false)),
-        };
+/// The catalog's files in a data folder.
+impl CatalogFiles for Folder {
+    fn has_segments(&self) -> bool {
+        std::fs::read_dir(&self.segments).is_ok_and(|mut segments| segments.next().is_some())
     }
-    let notice = "there is no catalog: it is made anew from the segments, which reads all of them";
-    tracing::warn!("{notice}");
-    notices.push(notice.to_owned());
-    let beside = beside(&folder.catalog);
-    remove(&beside)?;
-    Ok((Database::open(&beside, folder.store)?, true))
+
+    fn length(&self) -> Option<u64> {
+        match std::fs::metadata(&self.catalog) {
+            Ok(file) => Some(file.len()),
+            // That it cannot be looked at will show when it is opened.
+            Err(_) => self.catalog.exists().then_some(u64::MAX),
+        }
+    }
+
+    fn open(&self, place: Place) -> Result<Database> {
+        Database::open(&path_of(self, place), self.store)
+    }
+
+    fn remove(&self, place: Place) -> Result<()> {
+        remove(&path_of(self, place))
+    }
+
+    fn keep_rebuilt(&self) -> Result<()> {
+        let failed = |error| {
+            Error::new(Kind::DataFolder, format!("cannot rename to {}: {error}", self.catalog.display()))
+        };
+        std::fs::rename(path_of(self, Place::Beside), &self.catalog).map_err(failed)?;
+        let parent = self.catalog.parent().unwrap_or(std::path::Path::new("."));
+        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+    }
 }
 
-/// Where a catalog is while it is being made anew.
-fn beside(catalog: &Path) -> PathBuf {
-    catalog.with_extension("new")
+fn path_of(folder: &Folder, place: Place) -> PathBuf {
+    match place {
+        Place::Own => folder.catalog.clone(),
+        Place::Beside => folder.catalog.with_extension("new"),
+    }
 }
 
-fn remove(file: &Path) -> Result<()> {
+fn remove(file: &std::path::Path) -> Result<()> {
     match std::fs::remove_file(file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::new(Kind::DataFolder, format!("cannot remove {}: {error}", file.display())))
@@ -319,40 +289,29 @@ fn remove(file: &Path) -> Result<()> {
     }
 }
 
-/// Gives a catalog that was made anew its name.
-fn keep_rebuilt(folder: &Folder) -> Result<()> {
-    let failed = |error| {
-        Error::new(Kind::DataFolder, format!("cannot rename to {}: {error}", folder.catalog.display()))
-    };
-    std::fs::rename(beside(&folder.catalog), &folder.catalog).map_err(failed)?;
-    let parent = folder.catalog.parent().unwrap_or(Path::new("."));
-    std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
-}
-
-type CatalogThreads = (Vec<JoinHandle<()>>, Sender<Read>, Sender<Write>, Receiver<Vec<Dead>>);
-
-fn start_catalog(books: &Arc<Books>) -> Result<CatalogThreads> {
-    let (questions, asked) = channel();
-    let (news, told) = channel();
-    let (dead_sender, dead) = channel();
-    let (answering, writing, last_drops) = (books.clone(), books.clone(), news.clone());
+fn start_catalog(catalog: CatalogWork) -> Result<Vec<JoinHandle<()>>> {
+    let CatalogWork { books, questions, news, last_drops, dead } = catalog;
+    let answering = books.clone();
     let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(work)
             .map_err(|error| Error::new(Kind::Startup, format!("cannot start a thread: {error}")))
     };
-    let threads = vec![
-        start("catalog-read", Box::new(move || block_on(answering.answer(asked))))?,
+    Ok(vec![
+        start("catalog-read", Box::new(move || block_on(answering.answer(questions))))?,
         start(
             "catalog-write",
             Box::new(move || {
-                let pause = async |duration| std::thread::sleep(duration);
-                block_on(writing.write(told, last_drops, dead_sender, pause));
+                let pause = async |duration: Duration| {
+                    if !duration.is_zero() {
+                        std::thread::sleep(duration);
+                    }
+                };
+                block_on(books.write(news, last_drops, dead, pause));
             }),
         )?,
-    ];
-    Ok((threads, questions, news, dead))
+    ])
 }
 
 /// What core 0 does before anything else.
@@ -424,38 +383,19 @@ impl CoreThread {
         let Ok(orders) = self.orders.recv() else { return Ok(()) };
 
         let (arena, notice) = self.arena(core)?;
-        let metrics = Rc::new(CoreMetrics::new());
-        let (keeper, keeping) = Keeper::start(core, &self.space);
-        let settings = LogSettings {
-            log: self.index as u16,
+        let settings = CoreSettings {
             block_bytes: self.config.block_bytes,
             durable: self.config.durability == Durability::Stable,
-            next_sequence: orders.continuation.next_sequence,
-            term: orders.continuation.term,
+            retention: self.config.retention.clone(),
         };
-        let (log, flushing) = Log::start(core, settings, arena, keeper.clone(), metrics.clone());
-        let local = LocalStore::new(core, orders.shared, log, keeper, metrics);
-        let listening = core.spawn(local.clone().listen(orders.messages));
-        if let Some(dead) = orders.dead {
-            local.spawn(give_back(local.clone(), dead));
-            local.spawn(look_after(local.clone(), self.config.retention.clone()));
-        }
-        let service = core.spawn((self.service)(local.clone()));
-        self.has_begun.store(true, Ordering::SeqCst);
-        if let Some(started) = self.started.take() {
-            let _ = started.send(notice);
-        }
-
-        local.stopping().await;
-        service.await;
-        // What was asked for is done and answered; then nothing more is asked for.
-        let flushed = local.flush().await;
-        self.has_begun.store(false, Ordering::SeqCst);
-        listening.cancel().await;
-        let outcome = flushed.and(local.close().await);
-        flushing.cancel().await;
-        keeping.cancel().await;
-        outcome
+        let started = self.started.take();
+        let begun = || {
+            if let Some(started) = started {
+                let _ = started.send(notice);
+            }
+        };
+        let service = self.service.clone();
+        work(core, &self.space, arena, settings, orders, |local| service(local), begun, &self.has_begun).await
     }
 
     fn arena(&self, core: &Core) -> Result<(Arena, Option<String>)> {

@@ -94,6 +94,12 @@ impl Extents {
         Some(cursor)
     }
 
+    /// Where the list begins: the catalog has everything before, and all that it has before is what was appended there.
+    /// Of what comes from here on it may have other things too, such as parts of an append that was given up.
+    pub fn beginning(&self) -> u64 {
+        self.chunks().first().map_or(0, |(first, _)| *first)
+    }
+
     /// Lets go of what lies before this offset, as far as whole chunks go: the catalog has it.
     pub fn forget_before(&self, offset: u64) {
         let mut chunks = self.chunks();

@@ -1,6 +1,6 @@
 //! The store as one core sees it: its log, its registries, and the messages from other cores.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use super::catalog::{Page, Read};
+use super::catalog::{Change, Page, Read};
 use super::commits::{Commits, Live, Note};
 use super::extents::Extent;
 use super::listing::ListingQuery;
@@ -77,6 +77,9 @@ pub struct LocalStore {
     names: Rc<Registry<Name>>,
     stopping: Rc<Registry<()>>,
     writers: Rc<Writers>,
+    /// Who makes room waits here until it is wanted.
+    room_wanted: Rc<Registry<()>>,
+    wants_room: Rc<Cell<bool>>,
     metrics: Rc<CoreMetrics>,
     objects: RefCell<Cache<Name, Arc<Object>>>,
     /// Segments open for reading, by number.
@@ -106,6 +109,8 @@ impl LocalStore {
             names: Rc::default(),
             stopping: Rc::default(),
             writers: Rc::default(),
+            room_wanted: Rc::default(),
+            wants_room: Rc::default(),
             metrics,
             objects: Cache::new(OBJECTS_CACHED),
             files: Cache::new(FILES_OPEN),
@@ -399,21 +404,35 @@ impl LocalStore {
         self.keeper.space()
     }
 
-    /// Whether there is room for fewer segments than these.
+    /// Whether there is room for fewer segments than these, beside those that are kept prepared on all cores.
     pub(super) fn is_room_short(&self, segments: u64) -> bool {
-        self.space().room_bytes(&self.core) < segments.saturating_mul(self.segment_bytes())
+        let wanted = segments + self.space().wanted_segments() as u64;
+        self.space().room_bytes(&self.core) < wanted.saturating_mul(self.segment_bytes())
     }
 
-    /// Tries once more to make segments, where there was no room: some may have come back.
+    /// Has room made at once.
+    fn want_room(&self) {
+        self.wants_room.set(true);
+        self.room_wanted.wake(&());
+    }
+
+    /// Returns when room is to be made at once.
+    pub(super) async fn room_is_wanted(&self) {
+        let wants = self.wants_room.clone();
+        self.room_wanted.wait((), move |_| wants.take().then_some(())).await;
+    }
+
+    /// Tries once more to make segments, where there was no room, and to clear those that could not be: some may have
+    /// come back.
     pub(super) fn look_for_room(&self) {
-        if self.keeper.trouble().is_some() {
+        if self.keeper.trouble().is_some() || self.space().has_emptied() {
             self.keeper.try_again();
         }
     }
 
     /// Tells the catalog what has become durable since it was told last.
     pub(super) fn cut_batch(&self) {
-        self.commits.cut(false);
+        self.commits.cut_what_is_there();
     }
 
     /// Has the caches forget what an object of this name was.
@@ -511,7 +530,17 @@ impl LocalStore {
         done: Sender<Result<()>>,
         refusals: usize,
     ) {
-        let outcome = self.log_deletions(context, &objects).await;
+        let mut outcome = self.log_deletions(context, &objects).await;
+        // The last core waits a moment for room to be made: a full disk can be emptied.
+        for _ in 0..DELETION_ATTEMPTS {
+            let is_last = refusals + 1 >= self.shared.cores();
+            if !is_last || outcome.as_ref().map_or_else(|error| error.kind() != Kind::NoSpace, |()| true) {
+                break;
+            }
+            self.shared.call(0, |local| local.want_room());
+            self.core.sleep(DELETION_PAUSE / 4).await;
+            outcome = self.log_deletions(context, &objects).await;
+        }
         let has_no_room = outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
         if has_no_room && refusals + 1 < self.shared.cores() {
             let next = (self.core.index() + 1) % self.shared.cores();
@@ -549,35 +578,47 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Logs the deletion of a generation once more, which was logged in the segment with this number, and waits
-    /// until it is durable.
-    pub(super) async fn log_tombstone(&self, generation: u64, from: u64) -> Result<()> {
-        let note = || Note::Tombstone { generation, from };
-        self.log_record(&Context::background(), RecordKind::Delete, generation, note).await
+    /// Logs the deletions of generations once more, which were logged in the segment with this number, and waits until
+    /// they are durable.
+    pub(super) async fn log_tombstones(&self, generations: Vec<u64>, from: u64) -> Result<()> {
+        let mut last = None;
+        for generation in generations {
+            let header = record(RecordKind::Delete, 0, generation, 0, microseconds(self.core.wall_clock()));
+            let note = || Note::Tombstone { generation, from };
+            last = Some(self.log_copy(header, &[], note).await?);
+        }
+        self.logged(last).await
     }
 
-    /// Logs a record once more, and waits until it is durable.
-    pub(super) async fn log_copy(
-        &self,
-        header: RecordHeader,
-        payload: &[u8],
-        note: impl Fn() -> Note,
-    ) -> Result<()> {
-        let context = Context::background();
+    /// Puts a record into the log once more, and answers its block.
+    async fn log_copy(&self, header: RecordHeader, payload: &[u8], note: impl Fn() -> Note) -> Result<u64> {
         loop {
-            self.log.room(&context, payload.len(), true).await?;
-            let appended = self.log.append(
-                payload.len(),
-                true,
-                |space| {
-                    space.copy_from_slice(payload);
-                    Ok::<_, Error>(payload.len())
-                },
-                |_| (header, note()),
-            )?;
-            if let Some(appended) = appended {
-                return self.log.acknowledged(&context, appended.sequence).await;
+            if let Some(appended) = self.log.append_copy(header, payload, note())? {
+                return Ok(appended.sequence);
             }
+            self.log.room_for_copy(payload.len()).await?;
+        }
+    }
+
+    /// Logs records once more, one behind the other, as far as that goes without waiting in one block. Answers what to
+    /// wait for with [`LocalStore::logged`].
+    pub(super) async fn log_copies(&self, copies: Vec<Copy>) -> Result<Option<u64>> {
+        let mut last = None;
+        for Copy { header, payload, object, change } in copies {
+            // What was deleted meanwhile stays where it is.
+            if !object.is_deleted() {
+                let note = || Note::Copy { object: object.clone(), change: change.clone() };
+                last = Some(self.log_copy(header, &payload, note).await?);
+            }
+        }
+        Ok(last)
+    }
+
+    /// Waits until what was logged last is durable.
+    pub(super) async fn logged(&self, last: Option<u64>) -> Result<()> {
+        match last {
+            Some(last) => self.log.acknowledged(&Context::background(), last).await,
+            None => Ok(()),
         }
     }
 
@@ -588,14 +629,25 @@ impl LocalStore {
         generation: u64,
         note: impl Fn() -> Note,
     ) -> Result<()> {
+        let sequence = self.append_bare(context, kind, generation, note).await?;
+        self.log.acknowledged(context, sequence).await
+    }
+
+    /// Puts a record without a payload into the log, and answers its block.
+    async fn append_bare(
+        &self,
+        context: &Context,
+        kind: RecordKind,
+        generation: u64,
+        note: impl Fn() -> Note,
+    ) -> Result<u64> {
         loop {
-            self.log.room(context, 0, true).await?;
             let timestamp = microseconds(self.core.wall_clock());
             let describe = |length| (record(kind, length, generation, 0, timestamp), note());
-            let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)?;
-            if let Some(appended) = appended {
-                return self.log.acknowledged(context, appended.sequence).await;
+            if let Some(appended) = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)? {
+                return Ok(appended.sequence);
             }
+            self.log.room(context, 0, true).await?;
         }
     }
 
@@ -735,6 +787,8 @@ impl LocalStore {
         self.endings.cancel().await;
         let outcome = self.flush().await;
         self.log.close();
+        // Before the catalog says that there is nothing more to be read in it.
+        self.log.trim().await;
         self.commits.cut(true);
         self.keeper.release();
         outcome
@@ -745,6 +799,8 @@ impl LocalStore {
 const CATALOG_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait before the deletion of a superseded object is tried again on a full disk.
 const DELETION_PAUSE: Duration = Duration::from_secs(1);
+/// How often a deletion is tried again, a quarter of that apart, while somebody waits for it.
+const DELETION_ATTEMPTS: usize = 20;
 /// How long interruptions may take to get into the log when the store comes to an end.
 const ENDINGS_LIMIT: Duration = Duration::from_secs(2);
 
@@ -760,6 +816,14 @@ impl Drop for LeaveName<'_> {
             self.local.shared.namespace().no_longer_await(self.name, self.local.core.index());
         }
     }
+}
+
+/// A record that is logged once more.
+pub(super) struct Copy {
+    pub header: RecordHeader,
+    pub payload: Vec<u8>,
+    pub object: Arc<Object>,
+    pub change: Change,
 }
 
 /// The payload of a create record.

@@ -8,6 +8,7 @@
 //! [`Engine`] starts and ends all of it: a data folder, a thread for each core, and what runs there.
 //! [`Store`] is the way in for other threads and runtimes.
 
+pub(crate) mod assembly;
 mod catalog;
 mod commits;
 #[cfg(test)]
@@ -26,13 +27,15 @@ pub mod offline;
 mod progress;
 mod reader;
 mod reclaim;
-mod recover;
+pub(crate) mod recover;
 mod registry;
 mod shared;
 pub mod verify;
 mod writer;
 mod writers;
 
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use catalog::{Books, Database, check::Lookup};
 pub use catalog::{Listed, Page};
 #[cfg(test)]
 pub(crate) use drops::dropped;

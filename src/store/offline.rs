@@ -4,6 +4,7 @@
 //! everything that counts in it is known: what the catalog has, and what the segments say beyond that after a crash.
 //! All of that is in memory; where there is no catalog, or a damaged one, all of the segments were read instead.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ use super::name::Name;
 use super::object::State;
 use super::recover::learn;
 use crate::error::{Error, Kind, Result};
-use crate::log::{Space, SpaceSettings, Survey, open_for_reading, read_record, store_in};
+use crate::log::{Space, SpaceSettings, open_for_reading, read_record, store_in};
 use crate::ring::{Descriptor, Ring, Uring};
 use crate::runtime::{Core, Mailbox};
 
@@ -43,12 +44,15 @@ pub fn run<T>(work: impl AsyncFnOnce(&Rc<Core>) -> Result<T>) -> Result<T> {
 
 /// An open store that nobody serves.
 pub struct Offline {
-    folder: ReadFolder,
+    /// Keeps servers away.
+    _folder: Option<ReadFolder>,
     space: Arc<Space>,
     database: Database,
     findings: Vec<Finding>,
-    /// What of the segments counts that the catalog did not cover when it was opened.
-    survey: Survey,
+    /// Segments that the catalog did not cover when it was opened.
+    surveyed: Vec<u64>,
+    /// Where blocks begin that a start would make unreadable, by segment.
+    void: HashMap<u64, Vec<u64>>,
     is_rebuilt: bool,
 }
 
@@ -71,14 +75,30 @@ impl Offline {
             reserve_bytes: 0,
         });
         let database = open_catalog(&folder, store, &mut findings)?;
+        let mut offline = Offline::over(core, space, database).await?;
+        findings.append(&mut offline.findings);
+        Ok(Offline { _folder: Some(folder), findings, ..offline })
+    }
+
+    /// What is in these segments, and in their catalog if there is one that can be read. That is changed, and no segment.
+    ///
+    /// # Errors
+    /// [`Kind::Device`]: what the disk says.
+    pub(crate) async fn over(
+        core: &Rc<Core>,
+        space: Arc<Space>,
+        database: Option<Database>,
+    ) -> Result<Offline> {
         let is_rebuilt = database.is_none();
         let database = match database {
             Some(database) => database,
-            None => Database::open_on(InMemoryBackend::new(), store)?,
+            None => Database::open_on(InMemoryBackend::new(), space.settings().store)?,
         };
         let learned = learn(core, &space, &database, is_rebuilt).await?;
-        findings.extend(learned.recovered.damage.into_iter().map(Finding::new));
-        Ok(Offline { folder, space, database, findings, survey: learned.survey, is_rebuilt })
+        let findings = learned.recovered.damage.into_iter().map(Finding::new).collect();
+        let surveyed = learned.survey.segments.iter().map(|segment| segment.number).collect();
+        let void = learned.survey.void.into_iter().collect();
+        Ok(Offline { _folder: None, space, database, findings, surveyed, void, is_rebuilt })
     }
 
     /// What was found damaged when the store was opened.
@@ -93,7 +113,7 @@ impl Offline {
 
     /// The folder of the segments.
     pub fn segments(&self) -> &Path {
-        &self.folder.segments
+        &self.space.settings().folder
     }
 
     /// The store's number.
@@ -106,13 +126,24 @@ impl Offline {
         self.space.settings().segment_bytes
     }
 
-    /// What of the segments counts that the catalog did not cover when it was opened.
-    pub(super) fn survey(&self) -> &Survey {
-        &self.survey
+    /// The numbers of segments that the catalog did not cover when it was opened.
+    pub(super) fn surveyed(&self) -> &[u64] {
+        &self.surveyed
+    }
+
+    /// Where blocks begin in a segment that do not count: a start would make them unreadable.
+    pub(super) fn void_in(&self, segment: u64) -> &[u64] {
+        self.void.get(&segment).map_or(&[], Vec::as_slice)
+    }
+
+    /// The catalog, as it would be after a start.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
     }
 
     /// Look-ups in the catalog, as it would be after a start.
-    pub(super) fn lookup(&self) -> Result<Lookup> {
+    pub(crate) fn lookup(&self) -> Result<Lookup> {
         Lookup::new(self.database.view()?)
     }
 

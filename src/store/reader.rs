@@ -90,7 +90,9 @@ impl Reader {
         self.cursor = self.object.extents().cursor(self.offset);
         if self.cursor.as_mut().is_none_or(|cursor| cursor.get().is_none()) {
             self.cursor = None;
-            self.window = self.local.stored_extents(&self.object, self.offset).await?.into();
+            let beginning = self.object.extents().beginning();
+            let stored = self.local.stored_extents(&self.object, self.offset).await?;
+            self.window = stored.into_iter().take_while(|extent| extent.offset < beginning).collect();
         }
         Ok(())
     }

@@ -2,13 +2,15 @@
 //!
 //! - The bytes of a deleted object are punched out of its segments, when nobody reads them any more.
 //! - What must be remembered of deletions is logged again where it is all that keeps a segment from being used again.
-//! - When room is short, what is alive in a segment of which little is alive is copied into the log, and the segment is
-//!   used again.
+//! - When room is short, what is alive in a segment is copied into the log, where that is little beside what the segment
+//!   takes of the disk, and the segment is used again. On a full disk the copies go to the reserve, which gets the room
+//!   of the segment before anybody else does.
 //! - What its bucket's retention no longer keeps is deleted, the one that was sealed first before the others.
 //!
 //! All of this runs on one core, beside its other work, and can be cut off at any place: a copy counts only when the
 //! catalog has it, and what is left comes up again.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,25 +20,32 @@ use rustix::io::Errno;
 
 use super::catalog::database::{SegmentFill, View};
 use super::catalog::{Dead, Read, SegmentUse};
-use super::commits::Note;
-use super::local::LocalStore;
+use super::local::{Copy, LocalStore};
 use super::name::Name;
 use super::object::{Object, microseconds};
 use super::recover::change;
 use crate::config::{Retention, RetentionRule};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::log::format::{ALIGNMENT, RecordKind};
+use crate::log::format::{ALIGNMENT, RecordKind, record_length};
 use crate::log::{RecoveredRecord, Space, records_in};
 use crate::ring::OpenMode;
-use crate::runtime::{Receiver, channel};
+use crate::runtime::{Receiver, channel, race};
 
 /// How long it rests between two looks.
 const REST: Duration = Duration::from_secs(5);
-/// Segments for which there must be room, without making any of those in use again; below that room is short.
+/// Segments for which there must be room beside those that are kept prepared; below that room is short.
 const SEGMENTS_AHEAD: u64 = 4;
-/// A segment is copied from when less than this share of it is alive, in percent.
+/// How long it rests behind a segment while room is short.
+const REST_WHEN_SHORT: Duration = Duration::from_millis(100);
+/// A segment is copied from when less than this share of what it takes of the disk is alive, in percent.
 const ALIVE_PERCENT_MAX: u64 = 50;
+/// What a record takes beside its payload, about, in bytes.
+const RECORD_BYTES: u64 = 48;
+/// How many records are looked up at a time.
+const RECORDS_AT_A_TIME: usize = 1024;
+/// How much is read before it is logged, in bytes: copies that are logged together share blocks.
+const COPY_BYTES: usize = 256 << 10;
 /// How many sealed objects of a bucket are looked at a time.
 const SEALED_AT_A_TIME: usize = 256;
 
@@ -77,19 +86,27 @@ async fn punch(local: &LocalStore, dead: &Dead) -> std::result::Result<(), Errno
 
 /// Looks after room and retention, until the store comes to an end.
 pub(super) async fn look_after(local: Rc<LocalStore>, retention: Retention) {
+    let mut looked_at = LookedAt::default();
     loop {
         for rule in &retention.rules {
             if let Err(error) = expire(&local, rule).await {
                 tracing::warn!(bucket = %rule.bucket, %error, "retention could not be kept");
             }
         }
-        if let Err(error) = reclaim(&local).await {
+        let goes_on = reclaim(&local, &mut looked_at).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "room could not be reclaimed");
-        }
+            false
+        });
         for core in 0..local.shared().cores() {
-            local.shared().call(core, |local| local.look_for_room());
+            local.shared().call(core, |local| {
+                local.cut_batch();
+                local.look_for_room();
+            });
         }
-        local.core().sleep(REST).await;
+        local.core().sleep(REST_WHEN_SHORT).await;
+        if !goes_on {
+            race(local.core().sleep(REST), local.room_is_wanted()).await;
+        }
     }
 }
 
@@ -157,73 +174,138 @@ async fn expire_some(local: &Rc<LocalStore>, rule: &RetentionRule, bucket: &str)
 
 // Segments.
 
-async fn reclaim(local: &Rc<LocalStore>) -> Result<()> {
+/// Segments that nothing is copied from.
+#[derive(Default)]
+struct LookedAt {
+    /// As long as so many records are alive in them: it would gain too little.
+    poor: HashMap<SegmentUse, u64>,
+    /// Until it has rested: it was done, as far as that goes.
+    done: HashSet<SegmentUse>,
+}
+
+/// Makes room. True: there may be more to be made at once.
+async fn reclaim(local: &Rc<LocalStore>, looked_at: &mut LookedAt) -> Result<bool> {
     let fills = inspect(local, View::fills).await?;
     // Only deletions of what lies elsewhere keep these.
     for fill in fills.iter().filter(|fill| fill.live_records == 0 && fill.tombstones > 0) {
         move_tombstones(local, fill.segment.number).await?;
     }
-    if !local.is_room_short(SEGMENTS_AHEAD) {
-        return Ok(());
+    let alive: HashMap<_, _> = fills.iter().map(|fill| (fill.segment, fill.live_records)).collect();
+    looked_at.poor.retain(|segment, live_records| alive.get(segment) == Some(live_records));
+    let victim = match local.is_room_short(SEGMENTS_AHEAD) {
+        true => find_victim(local, fills, looked_at).await?,
+        false => None,
+    };
+    let Some((victim, allocated_bytes)) = victim else {
+        looked_at.done.clear();
+        return Ok(false);
+    };
+    looked_at.done.insert(victim.segment);
+    if !copy_out(local, victim, allocated_bytes).await? {
+        looked_at.poor.insert(victim.segment, victim.live_records);
     }
-    let segment_bytes = local.segment_bytes();
-    let victim = fills
-        .into_iter()
-        .filter(|fill| fill.live_records > 0 && fill.live_bytes < segment_bytes * ALIVE_PERCENT_MAX / 100)
-        .min_by_key(|fill| fill.live_bytes);
-    match victim {
-        Some(victim) => copy_out(local, victim).await,
-        None => Ok(()),
+    Ok(true)
+}
+
+/// Whether so much that is alive is little beside what its segment takes of the disk.
+fn is_little(alive_bytes: u64, allocated_bytes: u64) -> bool {
+    alive_bytes * 100 < allocated_bytes * ALIVE_PERCENT_MAX
+}
+
+/// The segment with the least that is alive, among those that are worth it; and how much of the disk it takes.
+async fn find_victim(
+    local: &LocalStore,
+    mut fills: Vec<SegmentFill>,
+    looked_at: &LookedAt,
+) -> Result<Option<(SegmentFill, u64)>> {
+    let alive_bytes =
+        |fill: &SegmentFill| fill.live_bytes + (fill.live_records + fill.tombstones) * RECORD_BYTES;
+    fills.retain(|fill| {
+        let is_worth_a_look = fill.live_records > 0 && is_little(alive_bytes(fill), local.segment_bytes());
+        let was_looked_at =
+            looked_at.poor.contains_key(&fill.segment) || looked_at.done.contains(&fill.segment);
+        is_worth_a_look && !was_looked_at
+    });
+    fills.sort_unstable_by_key(alive_bytes);
+    for fill in fills {
+        let segment = local.space().segment(fill.segment.number, fill.segment.epoch);
+        let file = local.file(&segment).await?;
+        let allocated_bytes = local.core().allocated_bytes(&file).unwrap_or(0);
+        if is_little(alive_bytes(&fill), allocated_bytes) {
+            return Ok(Some((fill, allocated_bytes)));
+        }
     }
+    Ok(None)
 }
 
 async fn move_tombstones(local: &Rc<LocalStore>, segment: u64) -> Result<()> {
     let generations = inspect(local, move |view| view.tombstones_in(segment)).await?;
-    for generation in generations {
-        local.log_tombstone(generation, segment).await?;
-    }
-    Ok(())
+    local.log_tombstones(generations, segment).await
 }
 
 /// Copies what is alive in a segment to the end of the log. The segment is empty when the catalog has the copies.
-async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill) -> Result<()> {
+/// False: that would gain too little, or something in it is damaged.
+async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: u64) -> Result<bool> {
     let number = victim.segment.number;
-    tracing::info!(
-        segment = number,
-        live_bytes = victim.live_bytes,
-        "room is short: a segment is copied out"
-    );
-    let records = records_in(local.core(), local.space(), number, victim.segment.epoch).await?;
-    let (alive, records) = inspect(local, move |view| {
-        let alive =
-            records.iter().map(|record| is_alive(view, number, record)).collect::<Result<Vec<_>>>()?;
-        Ok((alive, records))
-    })
-    .await?;
-    let mut left_alone = HashSet::new();
-    let mut copied: HashMap<u64, Arc<Object>> = HashMap::new();
-    for (record, name) in records.into_iter().zip(alive) {
-        let Some(name) = name else { continue };
-        let generation = record.header.generation;
-        if left_alone.contains(&generation) {
-            continue;
-        }
-        let object = local.find_generation(&name, generation).await?;
-        // What is still being written, or was deleted meanwhile, stays where it is.
-        let Some(object) = object.filter(|object| object.is_stored() && !object.is_deleted()) else {
-            left_alone.insert(generation);
-            continue;
+    let mut records = records_in(local.core(), local.space(), number, victim.segment.epoch).await?;
+    let mut alive = Vec::new();
+    while !records.is_empty() {
+        // Others have questions too.
+        let some: Vec<_> = records.drain(..records.len().min(RECORDS_AT_A_TIME)).collect();
+        let find = move |view: &View| {
+            let named = some.into_iter().map(|record| {
+                let name = is_alive(view, number, &record)?;
+                Ok(name.map(|name| (record, name)))
+            });
+            named.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
         };
-        copy(local, victim.segment, &object, &record).await?;
-        copied.insert(generation, object);
+        alive.append(&mut inspect(local, find).await?);
     }
+    let of_objects: usize =
+        alive.iter().map(|(record, _)| record_length(record.header.length as usize)).sum();
+    let alive_bytes = of_objects as u64 + victim.tombstones * RECORD_BYTES;
+    if !is_little(alive_bytes, allocated_bytes) {
+        return Ok(false);
+    }
+    // What is begun and not ended has taken room and made none: that is the deletions'.
+    if alive_bytes + COPY_BYTES as u64 > local.log().copy_room_bytes() {
+        tracing::debug!(segment = number, alive_bytes, "there is no room to copy it out");
+        return Ok(true);
+    }
+    tracing::info!(segment = number, alive_bytes, allocated_bytes, "room is short: a segment is copied out");
+    // What is still being written, or was deleted meanwhile, stays where it is.
+    let mut objects: HashMap<u64, Option<Arc<Object>>> = HashMap::new();
+    let (mut copies, mut bytes, mut last, mut is_whole) = (Vec::new(), 0, None, true);
+    for (record, name) in alive {
+        let generation = record.header.generation;
+        if let Entry::Vacant(vacant) = objects.entry(generation) {
+            let object = local.find_generation(&name, generation).await?;
+            vacant.insert(object.filter(|object| object.is_stored() && !object.is_deleted()));
+        }
+        let Some(Some(object)) = objects.get(&generation) else { continue };
+        match read(local, victim.segment, object, &record).await {
+            Ok(copy) => copies.push(copy),
+            Err(error) if error.kind() == Kind::Damaged => {
+                tracing::error!(%error, "it is left where it is");
+                is_whole = false;
+            }
+            Err(error) => return Err(error),
+        }
+        bytes += record.header.length as usize;
+        if bytes >= COPY_BYTES {
+            last = local.log_copies(std::mem::take(&mut copies)).await?.or(last);
+            bytes = 0;
+        }
+    }
+    last = local.log_copies(copies).await?.or(last);
+    local.logged(last).await?;
     move_tombstones(local, number).await?;
     local.cut_batch();
     catalog_is_caught_up(local).await;
     // Who looks them up from now on finds the copies; the caches would keep the segment.
-    copied.values().for_each(|object| local.forget_cached(object));
+    objects.values().flatten().for_each(|object| local.forget_cached(object));
     local.metrics().segments_copied.increment();
-    Ok(())
+    Ok(is_whole)
 }
 
 /// The name of the object that needs this record here, if one does.
@@ -248,16 +330,20 @@ fn is_alive(view: &View, segment: u64, record: &RecoveredRecord) -> Result<Optio
     Ok(if is_needed { Some(Name::new(&bucket, &key)?) } else { None })
 }
 
-async fn copy(
-    local: &Rc<LocalStore>,
+/// Reads a record that is to be copied.
+async fn read(
+    local: &LocalStore,
     victim: SegmentUse,
     object: &Arc<Object>,
     record: &RecoveredRecord,
-) -> Result<()> {
+) -> Result<Copy> {
     let damaged = |message: String| Error::new(Kind::Damaged, message);
     if !record.is_whole {
         let (name, position) = (object.name(), record.position);
-        return Err(damaged(format!("{name} is damaged at position {position}: it is left where it is")));
+        return Err(damaged(format!(
+            "{name} is damaged at position {position} of segment {}",
+            victim.number
+        )));
     }
     let segment = local.space().segment(victim.number, victim.epoch);
     let file = local.file(&segment).await?;
@@ -269,13 +355,7 @@ async fn copy(
         Err(errno) => return Err(Error::device(format!("cannot read segment {}", victim.number), errno)),
     }
     let change = change(&record.header, record.position, &payload).map_err(damaged)?;
-    let copied = object.clone();
-    local
-        .log_copy(record.header, &payload, move || Note::Copy {
-            object: copied.clone(),
-            change: change.clone(),
-        })
-        .await
+    Ok(Copy { header: record.header, payload, object: object.clone(), change })
 }
 
 /// Waits until the catalog has everything that it was told.

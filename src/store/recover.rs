@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step, StoredObject};
+use super::catalog::database::View;
+use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
 use super::name::Name;
 use super::object::State;
 use crate::error::Result;
@@ -150,25 +151,20 @@ pub async fn learn(
     let view = database.view()?;
     for broken in reading.broken {
         // What is deleted has been punched out, and is missed by nobody.
-        let Some((bucket, key)) = view.name(broken.generation)? else { continue };
-        let what = match broken.kind {
-            RecordKind::Create => "its metadata".to_owned(),
-            _ => {
-                // So has what a writer has given up: its place in the object is another record's, or behind the end.
-                let rows = view.objects(&bucket, key.as_bytes())?;
-                let row = rows.iter().find(|row| row.generation == broken.generation);
-                let is_given_up =
-                    |row: &StoredObject| broken.bytes.end <= row.length || row.state == State::Sealed;
-                if row.is_some_and(is_given_up) {
-                    continue;
-                }
-                format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1))
+        if let Some((bucket, key)) = view.name(broken.generation)? {
+            // Parts of an append that was given up are dead when the next one is in their place.
+            if broken.kind.is_data() && is_replaced(&view, &broken)? {
+                continue;
             }
-        };
-        recovered.damage.push(format!(
-            "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
-            broken.generation, broken.position, broken.segment
-        ));
+            let what = match broken.kind {
+                RecordKind::Create => "its metadata".to_owned(),
+                _ => format!("its bytes {} to {}", broken.bytes.start, broken.bytes.end.saturating_sub(1)),
+            };
+            recovered.damage.push(format!(
+                "{bucket}/{key} (generation {}) has lost {what}: position {} of segment {} is damaged",
+                broken.generation, broken.position, broken.segment
+            ));
+        }
     }
     for (&generation, &length) in reading.interrupted.iter().filter(|_| is_damaged) {
         let Some((bucket, key)) = view.name(generation)? else { continue };
@@ -189,6 +185,12 @@ pub async fn learn(
     recovered.generation_max = view.generation_max()?;
     drop(view);
     Ok(Learned { recovered, survey, outcome })
+}
+
+/// Whether another record has a place of the object that this one had: then this one does not count any more.
+fn is_replaced(view: &View, broken: &Broken) -> Result<bool> {
+    let extents = view.extents(broken.generation, broken.bytes.start, 1)?;
+    Ok(extents.first().is_some_and(|(extent, _)| extent.offset < broken.bytes.end))
 }
 
 /// What comes up while segments are read.

@@ -28,8 +28,8 @@ pub struct Shared {
     may_splice: bool,
 }
 
-/// What a store is begun with.
-pub(super) struct Beginning {
+/// What cores share from the beginning.
+pub(super) struct Parts {
     pub cores: usize,
     pub namespace: Arc<Namespace>,
     pub books: Arc<Books>,
@@ -66,18 +66,18 @@ pub(super) enum Message {
 
 impl Shared {
     /// What cores share, and for each core its messages.
-    pub(super) fn new(beginning: Beginning) -> (Arc<Shared>, Vec<Receiver<Message>>) {
-        let (peers, receivers) = (0..beginning.cores).map(|_| channel()).unzip();
+    pub(super) fn new(parts: Parts) -> (Arc<Shared>, Vec<Receiver<Message>>) {
+        let (peers, receivers) = (0..parts.cores).map(|_| channel()).unzip();
         let shared = Shared {
-            namespace: beginning.namespace,
-            books: beginning.books,
-            questions: beginning.questions,
-            news: beginning.news,
-            next_generation: AtomicU64::new(beginning.next_generation),
+            namespace: parts.namespace,
+            books: parts.books,
+            questions: parts.questions,
+            news: parts.news,
+            next_generation: AtomicU64::new(parts.next_generation),
             peers,
             stopping: AtomicBool::new(false),
-            started: beginning.started,
-            may_splice: beginning.may_splice,
+            started: parts.started,
+            may_splice: parts.may_splice,
         };
         (Arc::new(shared), receivers)
     }
@@ -156,11 +156,16 @@ impl Shared {
         }
     }
 
-    /// Ends the catalog's threads, when no core tells it anything any more. What it was told is on stable storage when
-    /// they have ended; who still has a handle of the store is answered that it is closed.
-    pub(super) fn close_catalog(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
+    /// Has the catalog's loops end, when no core tells it anything any more.
+    pub(crate) fn end_catalog(&self) {
         self.questions.send(Read::Close);
         self.news.send(Write::Close);
+    }
+
+    /// Ends the catalog's threads. What it was told is on stable storage when they have ended; who still has a handle of
+    /// the store is answered that it is closed.
+    pub(super) fn close_catalog(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
+        self.end_catalog();
         let mut outcome = Ok(());
         for thread in threads.drain(..) {
             let panicked = |_| Error::new(Kind::Closed, "a thread of the catalog ended by a panic");

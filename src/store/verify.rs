@@ -52,12 +52,25 @@ pub struct Report {
 /// error, but in the report.
 pub async fn verify(core: &Rc<Core>, path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Report> {
     let began = core.precise_now();
-    let store = Offline::open(core, path).await?;
+    let mut report = verify_open(core, &Offline::open(core, path).await?, &mut progress).await?;
+    report.elapsed = core.precise_now().saturating_duration_since(began);
+    Ok(report)
+}
+
+/// As [`verify`], of a store that was opened already.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) async fn verify_open(
+    core: &Rc<Core>,
+    store: &Offline,
+    progress: &mut impl FnMut(u64, u64),
+) -> Result<Report> {
     let mut findings = store.findings().to_vec();
     let mut lookup = store.lookup()?;
     let totals = lookup.check(store.segment_bytes(), |finding| findings.push(finding))?;
     let mut check = Check {
-        store: &store,
+        store,
         totals: &totals,
         findings,
         report: Report {
@@ -82,7 +95,6 @@ pub async fn verify(core: &Rc<Core>, path: &Path, mut progress: impl FnMut(u64, 
     check.end(&lookup)?;
     let Check { findings, mut report, .. } = check;
     report.findings = findings;
-    report.elapsed = core.precise_now().saturating_duration_since(began);
     Ok(report)
 }
 
@@ -158,7 +170,6 @@ impl Check<'_> {
             number,
             in_use,
             wanted,
-            void: self.store.survey().void_in(number),
             lookup,
             seen: Seen::default(),
             deleted: &mut self.deleted,
@@ -168,7 +179,14 @@ impl Check<'_> {
         };
         let epoch = in_use.map(|tally| tally.epoch);
         let (folder, store) = (self.store.segments(), self.store.store());
-        let outcome = inspect(core, folder, store, number, epoch, |record| reading.record(record)).await;
+        let void = self.store.void_in(number);
+        let visit = |record: Inspected<'_>| {
+            // A crash may have left whole blocks behind the end of a log too.
+            if record.block.is_none_or(|block| !void.contains(&block)) {
+                reading.record(record);
+            }
+        };
+        let outcome = inspect(core, folder, store, number, epoch, visit).await;
         let Reading { seen, failure, .. } = reading;
         if let Some(failure) = failure {
             return Err(failure);
@@ -201,7 +219,7 @@ impl Check<'_> {
             )));
         }
         let is_complete = seen.is_all_of(&tally);
-        let is_surveyed = self.store.survey().segments.iter().any(|segment| segment.number == number);
+        let is_surveyed = self.store.surveyed().contains(&number);
         let mut holes = Vec::new();
         for hole in inspection.holes {
             // What a failed write has left is void, and what follows a torn write too.
@@ -427,8 +445,6 @@ struct Reading<'a> {
     in_use: Option<Tally>,
     /// Deletions that must be here.
     wanted: HashSet<u64>,
-    /// Positions of blocks that do not count. None: not a single one does.
-    void: Option<&'a [u64]>,
     lookup: &'a mut Lookup,
     seen: Seen,
     deleted: &'a mut HashSet<u64>,
@@ -441,10 +457,6 @@ impl Reading<'_> {
     fn record(&mut self, record: Inspected<'_>) {
         // What lies in a segment that is free or unknown does not count.
         if self.in_use.is_none() || self.failure.is_some() {
-            return;
-        }
-        // Nor what stands behind the end of its log; a start takes it away.
-        if record.block.is_some_and(|block| self.void.is_none_or(|void| void.contains(&block))) {
             return;
         }
         let outcome = match record.header.kind {
@@ -469,7 +481,7 @@ impl Reading<'_> {
     fn creation(&mut self, record: &Inspected<'_>) -> Result<()> {
         let (number, generation) = (self.number, record.header.generation);
         let Some(object) = self.lookup.object(generation)?.cloned() else {
-            if record.block.is_some() && !self.is_pinned() && !self.lookup.is_deleted(number, generation)? {
+            if !record.is_in_hole && !self.is_pinned() && !self.lookup.is_deleted(number, generation)? {
                 let document = serde_json::from_slice::<CreateDocument>(record.payload).ok();
                 let name = document.filter(|_| record.is_whole).map(|document| document.name);
                 self.unknown.insert(generation, (number, record.position, name));
@@ -511,7 +523,7 @@ impl Reading<'_> {
         };
         if !is_here {
             let is_next = header.offset == object.length && header.length > 0 && !header.continued;
-            if is_next && found.is_none() && record.is_whole && record.block.is_some() && !is_pinned {
+            if is_next && found.is_none() && record.is_whole && !record.is_in_hole && !is_pinned {
                 self.damaged(
                     record,
                     "these bytes are not in the catalog",
@@ -551,7 +563,7 @@ impl Reading<'_> {
         let is_pinned = self.is_pinned();
         if let Some(object) = self.lookup.object(generation)?.cloned()
             && !is_pinned
-            && record.block.is_some()
+            && !record.is_in_hole
         {
             self.damaged(
                 record,

@@ -1,8 +1,10 @@
 //! What happens when a block could not be written: it is still in memory, so it and all behind it are written again,
 //! in order, to a fresh segment under a new term, and the failed segment is retired.
 //!
-//! Nothing else of the log moves meanwhile: `recovering` keeps blocks from being opened and closed. When that is not
-//! possible either, the log has failed for good, and whoever waits is told.
+//! Nothing else of the log moves meanwhile: `recovering` keeps blocks from being opened and closed. Where no segment
+//! can be had for lack of room, descriptors or memory, what could not be written is *given up*: whoever waits for it is
+//! told, and the log goes on in front of it, under a new term, when there is a segment again. Where segments cannot be
+//! written, the log has failed for good.
 
 use rustix::io::Errno;
 
@@ -14,35 +16,51 @@ use super::{
 impl<S: Sink> Log<S> {
     pub(super) async fn write_again(&self) {
         let outcome = self.write_again_to_fresh_segments().await;
+        // What was written again before a failure is as durable as anything.
+        self.advance();
         let mut state = self.state.borrow_mut();
         state.recovering = false;
-        if let Err(error) = outcome {
-            let error = Error::new(Kind::ReadOnly, format!("no segment can be written: {error}"));
-            tracing::error!(%error, "the log has failed: the store is read-only");
-            state.failed = Some(error);
-            let waiting = std::mem::take(&mut state.waiting_for_durable);
-            let open = state.open.take().map(|open| open.notes);
-            let lost: Vec<_> =
-                state.in_flight.drain(..).map(|flying| flying.notes).chain(open).flatten().collect();
-            drop(state);
-            if let Some(sink) = self.sink.borrow().upgrade() {
-                lost.into_iter().for_each(|noted| sink.failed(noted.note));
+        let Err(error) = outcome else { return };
+        let error = match error.kind() {
+            Kind::NoSpace | Kind::Busy => {
+                tracing::error!(%error, "blocks are given up: the log goes on when there is a segment");
+                state.give_up(error.clone());
+                error
             }
-            for waker in waiting.into_values() {
-                waker.wake();
+            _ => {
+                let error = Error::new(Kind::ReadOnly, format!("no segment can be written: {error}"));
+                tracing::error!(%error, "the log has failed: the store is read-only");
+                state.failed = Some(error.clone());
+                error
             }
-            self.wake_room();
-            return;
-        }
+        };
+        let former = state.active.take();
+        let waiting = std::mem::take(&mut state.waiting_for_durable);
+        let open = state.open.take().map(|open| open.notes);
+        state.bytes_in_flight = 0;
+        let lost: Vec<_> =
+            state.in_flight.drain(..).map(|flying| flying.notes).chain(open).flatten().collect();
         drop(state);
-        self.advance();
+        tracing::debug!(records = lost.len(), %error, "records are lost");
+        if let Some(former) = former {
+            self.leave(former.place);
+        }
+        if let Some(sink) = self.sink.borrow().upgrade() {
+            lost.into_iter().for_each(|noted| sink.failed(noted.note));
+        }
+        for waker in waiting.into_values() {
+            waker.wake();
+        }
+        self.wake_room();
     }
 
     async fn write_again_to_fresh_segments(&self) -> Result<()> {
+        let mut last = Errno::IO;
         for _ in 0..3 {
-            // Before anything else may fail: nobody is to use them again.
-            for flying in &self.state.borrow().in_flight {
+            // Before anything else may fail: nobody is to use them again. And none of it counts until it is written again.
+            for flying in &mut self.state.borrow_mut().in_flight {
                 self.retire(&flying.segment);
+                flying.outcome = Some(Err(Errno::IO));
             }
             let prepared = self.wait_for_segment().await?;
             let mut active = self.activate(prepared);
@@ -84,6 +102,7 @@ impl<S: Sink> Log<S> {
                     tracing::error!(segment = active.segment.number(), sequence, %errno, "nor here");
                     self.retire(&active.segment);
                     self.leave(active.place);
+                    last = errno;
                     failed = true;
                     break;
                 }
@@ -98,12 +117,9 @@ impl<S: Sink> Log<S> {
             if !failed {
                 return self.go_on_with(active).await;
             }
-            // What was rewritten so far is rewritten once more, in order.
-            for flying in &mut self.state.borrow_mut().in_flight {
-                flying.outcome = Some(Err(Errno::IO));
-            }
+            self.advance();
         }
-        Err(Error::new(Kind::ReadOnly, "three segments in a row could not be written: the device fails"))
+        Err(Error::device("three segments in a row could not be written", last))
     }
 
     /// Goes on behind what was written again. The open block was limited by the former segment: where it has

@@ -428,9 +428,20 @@ struct Entry {
     durable: bool,
 }
 
+/// A change of a name that was not synced.
+#[derive(Debug)]
+struct Rename {
+    folder: PathBuf,
+    from: OsString,
+    to: OsString,
+    /// What had the name before.
+    replaced: Option<Entry>,
+}
+
 /// Everything on the device.
 #[derive(Debug, Default)]
 pub struct Disk {
+    renames: Vec<Rename>,
     folders: BTreeMap<PathBuf, BTreeMap<OsString, Entry>>,
     files: BTreeMap<u64, File>,
     next_file: u64,
@@ -480,6 +491,34 @@ impl Disk {
         Ok(file)
     }
 
+    /// Takes a name away, durably. Who has the file open keeps it no longer.
+    pub fn remove(&mut self, path: &Path) -> Result<(), Errno> {
+        let Found::File(number) = self.find(path)? else { return Err(Errno::ISDIR) };
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::NOENT) };
+        self.folders.get_mut(parent).ok_or(Errno::NOENT)?.remove(name);
+        self.files.remove(&number);
+        Ok(())
+    }
+
+    /// Gives a file another name in its folder. The file that had that name goes, when the folder is synced.
+    pub fn rename(&mut self, from: &Path, to: &Path) -> Result<(), Errno> {
+        let Found::File(number) = self.find(from)? else { return Err(Errno::ISDIR) };
+        let (Some(parent), Some(former), Some(name)) = (from.parent(), from.file_name(), to.file_name())
+        else {
+            return Err(Errno::NOENT);
+        };
+        let folder = self.folders.get_mut(parent).ok_or(Errno::NOENT)?;
+        let Some(entry) = folder.remove(former) else { return Err(Errno::NOENT) };
+        let replaced = folder.insert(name.to_owned(), Entry { file: number, durable: entry.durable });
+        self.renames.push(Rename {
+            folder: parent.to_owned(),
+            from: former.to_owned(),
+            to: name.to_owned(),
+            replaced,
+        });
+        Ok(())
+    }
+
     pub fn file(&self, number: u64) -> Result<&File, Errno> {
         self.files.get(&number).ok_or(Errno::BADF)
     }
@@ -505,6 +544,9 @@ impl Disk {
 
     /// Makes the names of these files durable.
     pub fn sync_folder(&mut self, path: &Path, files: &[u64]) {
+        for rename in self.renames.extract_if(.., |rename| rename.folder == path) {
+            rename.replaced.into_iter().for_each(|entry| drop(self.files.remove(&entry.file)));
+        }
         for entry in self.folders.get_mut(path).into_iter().flat_map(|folder| folder.values_mut()) {
             entry.durable |= files.contains(&entry.file);
         }
@@ -527,6 +569,15 @@ impl Disk {
 
     /// What the power cut leaves of everything. See [`File::cut`].
     pub fn cut(&mut self, random: &mut Rng, unreadable: f64) {
+        // Of changes of names a beginning counts, as journals keep them.
+        let counted = if self.renames.is_empty() { 0 } else { random.usize(0..=self.renames.len()) };
+        for rename in self.renames.drain(..).skip(counted).rev() {
+            let Some(folder) = self.folders.get_mut(&rename.folder) else { continue };
+            if let Some(entry) = folder.remove(&rename.to) {
+                folder.insert(rename.from, entry);
+            }
+            rename.replaced.into_iter().for_each(|entry| drop(folder.insert(rename.to.clone(), entry)));
+        }
         for folder in self.folders.values_mut() {
             folder.retain(|_, entry| {
                 entry.durable = entry.durable || random.bool();

@@ -23,9 +23,11 @@
 //!
 //! # What it does not know
 //!
-//! Sockets, pipes, splices, page cache and readahead, folders within folders coming and going, names that change.
+//! Sockets, pipes, splices, page cache and readahead, folders within folders coming and going. Names change only where
+//! a blocking file's do (see `blocking`), and a removal is durable at once.
 //! A sector is never torn within itself. Writes are never misdirected.
 
+mod blocking;
 mod disk;
 mod faults;
 #[cfg(test)]
@@ -47,6 +49,7 @@ use fastrand::Rng;
 use rustix::io::Errno;
 
 use super::{Allocation, Arena, Completion, Descriptor, Files, Kernel, OpenMode, Operation, Wait};
+pub use blocking::BlockingFile;
 use disk::{Disk, Found, SECTOR};
 use faults::Fault;
 pub use faults::{ERRNOS, Faults, Kind};
@@ -102,6 +105,12 @@ pub struct World {
 struct State {
     settings: WorldSettings,
     faults: Faults,
+    blocking_faults: Faults,
+    blocking_calls: u64,
+    errors: u64,
+    /// The process dies in the midst of the call after so many more on blocking files.
+    blocking_calls_left: Option<u64>,
+    is_failing: bool,
     random: Rng,
     base: Instant,
     now: Duration,
@@ -164,6 +173,11 @@ enum Request {
         position: u64,
         length: u64,
     },
+    /// Of blocking files only.
+    SetLength {
+        file: u64,
+        length: u64,
+    },
     Sync {
         file: u64,
         covers: Covers,
@@ -208,6 +222,7 @@ impl Request {
             Request::Open { .. } => Kind::Open,
             Request::Allocate { .. } => Kind::Allocate,
             Request::Punch { .. } => Kind::Punch,
+            Request::SetLength { .. } => Kind::Allocate,
             Request::Sync { .. } => Kind::Sync,
             Request::Read { .. } => Kind::Read,
             Request::Write { .. } => Kind::Write,
@@ -219,7 +234,9 @@ impl Request {
     fn place(&self) -> (u64, u64, u64) {
         match self {
             Request::Poll { .. } | Request::Open { .. } | Request::Foreign => (0, 0, 0),
-            Request::Allocate { file, length, .. } => (*file, 0, *length),
+            Request::Allocate { file, length, .. } | Request::SetLength { file, length } => {
+                (*file, 0, *length)
+            }
             Request::Punch { file, position, length } | Request::Read { file, position, length } => {
                 (*file, *position, *length)
             }
@@ -310,6 +327,11 @@ impl World {
     pub fn new(settings: WorldSettings) -> World {
         let state = State {
             faults: Faults::none(),
+            blocking_faults: Faults::none(),
+            blocking_calls: 0,
+            errors: 0,
+            blocking_calls_left: None,
+            is_failing: false,
             random: Rng::with_seed(settings.seed),
             base: Instant::now(),
             now: Duration::ZERO,
@@ -467,16 +489,14 @@ impl World {
         self.state.borrow_mut().end_boot();
     }
 
-    /// How many descriptors of files and folders are open.
-    pub fn descriptors_open(&self) -> usize {
-        let mut state = self.state.borrow_mut();
-        state.notice_closed();
-        state.open.len()
-    }
-
     /// Which boot this is: it grows with every [`World::cut_power`] and [`World::kill`].
     pub fn boot(&self) -> u64 {
         self.state.borrow().boot
+    }
+
+    /// How many operations were answered with an error that chance had chosen.
+    pub fn errors(&self) -> u64 {
+        self.state.borrow().errors
     }
 
     /// A sum over everything that has happened: equal for equal runs.
@@ -537,6 +557,7 @@ impl State {
         self.open.clear();
         self.locks.clear();
         self.cores.clear();
+        (self.blocking_calls_left, self.is_failing) = (None, false);
     }
 
     /// A moment at which an operation that begins now ends.
@@ -617,6 +638,7 @@ impl State {
 
     /// What an operation leaves behind that answers an error.
     fn fail(&mut self, request: Request, errno: Errno) {
+        self.errors += 1;
         if matches!(errno, Errno::INTR | Errno::AGAIN) {
             return;
         }
@@ -723,6 +745,7 @@ impl State {
                 self.check_writable(file)?;
                 self.file_mut(file)?.punch(position, length);
             }
+            Request::SetLength { file, length } => self.file_mut(file)?.set_length(length, false),
             Request::Sync { file, covers } => match (covers, self.open.get(&file).map(|open| &open.found)) {
                 (Covers::Changes(changed), Some(Found::File(number))) => {
                     self.disk.file_mut(*number)?.sync(changed);

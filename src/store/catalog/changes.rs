@@ -3,7 +3,7 @@
 use crate::store::name::Name;
 
 /// One use of a segment's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentUse {
     /// The segment's number.
     pub number: u64,

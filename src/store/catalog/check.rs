@@ -208,6 +208,20 @@ impl Lookup {
         Ok(())
     }
 
+    /// All runs of bytes, with the generation.
+    ///
+    /// # Errors
+    /// What the disk says.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn each_extent(&self, mut each: impl FnMut(u64, StoredExtent)) -> Result<()> {
+        for row in self.extents.iter().map_err(failure)? {
+            let (key, value) = row.map_err(failure)?;
+            let generation = key.value().0;
+            StoredExtent::decode_row(value.value()).into_iter().for_each(|extent| each(generation, extent));
+        }
+        Ok(())
+    }
+
     /// All objects.
     ///
     /// # Errors

@@ -354,7 +354,12 @@ fn unpanicked(open: impl FnOnce() -> Result<Database>) -> Result<Database> {
         }
     }));
     let opened = catch_unwind(AssertUnwindSafe(open));
-    set_hook(Box::new(move |panic| former(panic)));
+    drop(take_hook());
+    // Somebody else may have done the same meanwhile, and hold it.
+    match Arc::try_unwrap(former) {
+        Ok(former) => set_hook(former),
+        Err(former) => set_hook(Box::new(move |panic| former(panic))),
+    }
     opened.unwrap_or_else(|_| Err(damaged("what its file says cannot be")))
 }
 

@@ -4,7 +4,7 @@
 //! news lead to (an object that needs no memory any more, a segment that is empty) is done here, after the
 //! transaction is on stable storage.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -384,7 +384,8 @@ impl Books {
 
     /// Enters news until it is told to close. Deleted objects say to `last_drops`, which brings news here too, when
     /// nobody holds them any more. `dead` gets what can be given back to the file system; `pause` waits before a
-    /// failed transaction is tried again.
+    /// failed transaction is tried again. It is called with no time at all where others may run in between: what shares
+    /// its thread with others lets them.
     pub async fn write(
         self: Arc<Self>,
         mut news: Receiver<Write>,
@@ -424,8 +425,10 @@ impl Books {
             if failures > 0 {
                 tracing::info!("the catalog can be written again");
             }
+            pause(Duration::ZERO).await;
             self.after(outcome, &dead);
             for write in batch {
+                pause(Duration::ZERO).await;
                 self.entered(write, &last_drops);
             }
             if is_last {
@@ -470,7 +473,7 @@ impl Books {
         for segment in outcome.emptied {
             self.space.segment(segment.number, segment.epoch).set_empty();
         }
-        let mut parts: HashMap<SegmentUse, Vec<(u64, u64)>> = HashMap::new();
+        let mut parts: BTreeMap<SegmentUse, Vec<(u64, u64)>> = BTreeMap::new();
         for range in outcome.dead {
             parts.entry(range.segment).or_default().push((range.position, range.length));
         }

@@ -3,7 +3,7 @@
 //! An object's records may arrive more than once (a copy that moved, a log that is read again) and, from different
 //! logs, in any order. What is said twice counts once; the later place wins.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use redb::ReadableTable;
 
@@ -42,12 +42,12 @@ struct LastRow {
 /// A transaction under way.
 pub(super) struct Work<'t> {
     tables: Tables<'t>,
-    segments: HashMap<u64, SegmentRow>,
+    segments: BTreeMap<u64, SegmentRow>,
     /// Rows of objects that are to be written.
-    objects: HashMap<u64, ObjectRow>,
-    last_rows: HashMap<u64, LastRow>,
+    objects: BTreeMap<u64, ObjectRow>,
+    last_rows: BTreeMap<u64, LastRow>,
     /// Generations that got bytes or a seal.
-    touched: HashSet<u64>,
+    touched: BTreeSet<u64>,
     /// What became dead.
     dead: Vec<StoredExtent>,
     /// Sealed generations whose bytes do not add up to their length.
@@ -66,10 +66,10 @@ impl<'t> Work<'t> {
     pub fn new(tables: Tables<'t>) -> Work<'t> {
         Work {
             tables,
-            segments: HashMap::new(),
-            objects: HashMap::new(),
-            last_rows: HashMap::new(),
-            touched: HashSet::new(),
+            segments: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            last_rows: BTreeMap::new(),
+            touched: BTreeSet::new(),
             dead: Vec::new(),
             unequal: Vec::new(),
         }

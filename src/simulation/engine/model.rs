@@ -1,0 +1,380 @@
+//! What a workload on the engine expects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Tally;
+use crate::store::{Name, State};
+
+/// An append, as the bytes of the object that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub start: u64,
+    pub end: u64,
+    /// Tells its bytes from those of another append in the same place.
+    pub salt: u64,
+}
+
+/// How sure something is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Sure {
+    /// It was never tried.
+    #[default]
+    No,
+    /// It was tried, and may come about.
+    Maybe,
+    /// It was acknowledged, or seen: it is so for ever.
+    Yes,
+}
+
+/// What is expected of one generation.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub name: Name,
+    /// Whole appends, in order.
+    pub parts: Vec<Part>,
+    /// These bytes were acknowledged, or read: they are there as long as the object is.
+    pub committed: u64,
+    pub created: Sure,
+    pub sealed: Sure,
+    pub deleted: Sure,
+    /// Its writer is there.
+    pub is_written: bool,
+    /// A start did not find it: it must never come back.
+    pub is_gone: bool,
+}
+
+impl Generation {
+    /// Where the last append ends.
+    pub fn end(&self) -> u64 {
+        self.parts.last().map_or(0, |part| part.end)
+    }
+
+    fn is_there_for_sure(&self) -> bool {
+        !self.is_gone && self.deleted == Sure::No && self.created == Sure::Yes
+    }
+}
+
+/// What is expected of everything.
+#[derive(Default)]
+pub(super) struct Model {
+    pub generations: BTreeMap<u64, Generation>,
+    /// Names with deletions under way, and how many.
+    deleting: BTreeMap<Name, usize>,
+    /// Names of which a creation was dropped: there may be an empty, interrupted generation that nobody knows.
+    pub unknown: BTreeSet<Name>,
+    pub salt: u64,
+    /// The session has ended and does not know it.
+    pub is_dead: bool,
+    pub violation: Option<String>,
+    pub tally: Tally,
+}
+
+/// What was known of a name before it was looked up.
+pub(super) struct Before {
+    name: Name,
+    /// A generation that must be found, or a later one, unless something happens to it meanwhile.
+    floor: Option<u64>,
+    deleted: Vec<u64>,
+}
+
+impl Model {
+    /// Notes what does not hold. The first counts.
+    pub fn violate(&mut self, what: String) {
+        if !self.is_dead {
+            self.violation.get_or_insert(what);
+        }
+    }
+
+    /// A generation has begun. `may_expire`: retention may delete it.
+    pub fn begin(&mut self, generation: u64, name: &Name, may_expire: bool) {
+        if self.is_dead {
+            return;
+        }
+        if self.generations.last_key_value().is_some_and(|(&last, _)| last >= generation) {
+            // Cores begin side by side, but nothing that a name has had comes again.
+            if self.generations.contains_key(&generation) {
+                self.violate(format!("generation {generation} was given twice"));
+            }
+        }
+        let is_deleted = may_expire || self.deleting.contains_key(name);
+        let begun = Generation {
+            name: name.clone(),
+            parts: Vec::new(),
+            committed: 0,
+            created: Sure::Maybe,
+            sealed: Sure::No,
+            deleted: if is_deleted { Sure::Maybe } else { Sure::No },
+            is_written: true,
+            is_gone: false,
+        };
+        self.generations.insert(generation, begun);
+        self.tally.created += 1;
+    }
+
+    /// An append is about to be made. Answers what tells its bytes from others.
+    pub fn append(&mut self, generation: u64, length: u64) -> Part {
+        self.salt += 1;
+        let salt = self.salt;
+        let Some(object) = self.generations.get_mut(&generation) else {
+            return Part { start: 0, end: 0, salt };
+        };
+        let start = object.end();
+        let part = Part { start, end: start + length, salt };
+        object.parts.push(part);
+        self.tally.appends += 1;
+        part
+    }
+
+    /// The append that was tried last is not in the object.
+    pub fn take_back(&mut self, generation: u64, part: Part) {
+        if let Some(object) = self.generations.get_mut(&generation)
+            && object.parts.last() == Some(&part)
+        {
+            object.parts.pop();
+        }
+    }
+
+    /// So much of an object was acknowledged, or read.
+    pub fn commit(&mut self, generation: u64, end: u64) {
+        if self.is_dead {
+            return;
+        }
+        if let Some(object) = self.generations.get_mut(&generation) {
+            object.committed = object.committed.max(end);
+            object.created = Sure::Yes;
+        }
+    }
+
+    /// The object was seen to be sealed, or its seal was acknowledged.
+    pub fn seal(&mut self, generation: u64, length: u64) {
+        if self.is_dead {
+            return;
+        }
+        self.commit(generation, length);
+        let Some(object) = self.generations.get_mut(&generation) else { return };
+        let (end, sealed) = (object.end(), object.sealed);
+        object.sealed = Sure::Yes;
+        if sealed == Sure::No {
+            self.violate(format!("{generation} is sealed, and nobody has tried that"));
+        } else if end != length {
+            self.violate(format!("{generation} is sealed with {length} bytes of {end}"));
+        }
+    }
+
+    /// A deletion of a name begins. Answers what it must have deleted when it succeeds.
+    pub fn begin_deletion(&mut self, name: &Name) -> Vec<u64> {
+        *self.deleting.entry(name.clone()).or_default() += 1;
+        let mut doomed = Vec::new();
+        for (&generation, object) in &mut self.generations {
+            if object.name == *name && !object.is_gone {
+                object.deleted = object.deleted.max(Sure::Maybe);
+                doomed.push(generation);
+            }
+        }
+        doomed
+    }
+
+    /// A deletion is answered.
+    pub fn end_deletion(&mut self, name: &Name) {
+        if let Some(count) = self.deleting.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                self.deleting.remove(name);
+            }
+        }
+    }
+
+    /// A deletion was acknowledged.
+    pub fn deleted(&mut self, doomed: &[u64]) {
+        if self.is_dead {
+            return;
+        }
+        for generation in doomed {
+            if let Some(object) = self.generations.get_mut(generation) {
+                object.deleted = Sure::Yes;
+            }
+        }
+        self.tally.deleted += 1;
+    }
+
+    /// Whether these bytes are what was appended there.
+    pub fn check_content(&self, generation: u64, offset: u64, bytes: &[u8]) -> Result<(), String> {
+        let Some(object) = self.generations.get(&generation) else {
+            return Err(format!("generation {generation} is unknown"));
+        };
+        let mut part = object.parts.partition_point(|part| part.end <= offset);
+        for (offset, &byte) in (offset..).zip(bytes) {
+            while object.parts.get(part).is_some_and(|part| part.end <= offset) {
+                part += 1;
+            }
+            match object.parts.get(part) {
+                Some(part) if byte_of(generation, part.salt, offset) == byte => {}
+                Some(_) => {
+                    return Err(format!(
+                        "byte {offset} of {} (generation {generation}) is something else",
+                        object.name
+                    ));
+                }
+                None => return Err(format!("byte {offset} of generation {generation} was never appended")),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of a name, before it is looked up.
+    pub fn before(&self, name: &Name) -> Before {
+        let of_name = || self.generations.iter().filter(|(_, object)| object.name == *name);
+        let floor = of_name().rfind(|(_, object)| is_floor(object)).map(|(&generation, _)| generation);
+        let deleted = of_name().filter(|(_, object)| object.deleted == Sure::Yes || object.is_gone);
+        Before { name: name.clone(), floor, deleted: deleted.map(|(&generation, _)| generation).collect() }
+    }
+
+    /// Whether a look-up that began then may have found this now.
+    pub fn check_found(&mut self, before: &Before, found: Option<u64>, how: &str) {
+        if self.is_dead {
+            return;
+        }
+        let Before { name, floor, deleted } = before;
+        if let Some(found) = found {
+            if deleted.contains(&found) {
+                return self.violate(format!("{how} shows {found} of {name}, which was deleted"));
+            }
+            match self.generations.get(&found) {
+                Some(object) if object.name == *name => {}
+                Some(_) => return self.violate(format!("{how} shows {found} under the name {name}")),
+                None if self.unknown.contains(name) => {}
+                None => return self.violate(format!("{how} shows {found} of {name}, which nobody began")),
+            }
+        }
+        let Some(floor) = floor else { return };
+        let is_still = self.generations.get(floor).is_some_and(is_floor);
+        if is_still && found.is_none_or(|found| found < *floor) {
+            self.violate(format!("{how} shows {found:?} of {name}, and not {floor}"));
+        }
+    }
+
+    /// Compares what a start has found with what is expected, and goes on from there.
+    pub fn compare(&mut self, found: &[(String, u64, State, u64)]) -> Result<(), String> {
+        let rows: BTreeMap<u64, &(String, u64, State, u64)> = found.iter().map(|row| (row.1, row)).collect();
+        for (name, generation, state, length) in found {
+            let Some(object) = self.generations.get_mut(generation) else {
+                let is_left = self.unknown.iter().any(|unknown| unknown.as_str() == name);
+                if is_left && *state == State::Interrupted && *length == 0 {
+                    continue;
+                }
+                return Err(format!("found {generation} of {name}, which nobody began"));
+            };
+            let told = format!("{name} (generation {generation})");
+            let (end, committed) = (object.end(), object.committed);
+            if object.name.as_str() != name {
+                return Err(format!("{told} is found, and has the name {}", object.name));
+            }
+            if object.is_gone || object.deleted == Sure::Yes {
+                return Err(format!("{told} was deleted or cut off, and has come back"));
+            }
+            if *length < committed {
+                return Err(format!("{told} has {length} bytes, and {committed} were acknowledged or read"));
+            }
+            if *length != 0 && !object.parts.iter().any(|part| part.end == *length) {
+                return Err(format!("{told} has {length} bytes, where no append ends: {:?}", object.parts));
+            }
+            match state {
+                State::Live => return Err(format!("{told} is live after a start")),
+                State::Interrupted if object.sealed == Sure::Yes => {
+                    return Err(format!("{told} was sealed, and is interrupted"));
+                }
+                State::Sealed if object.sealed == Sure::No => {
+                    return Err(format!("{told} is sealed, and nobody has tried that"));
+                }
+                State::Sealed if *length != end => {
+                    return Err(format!("{told} is sealed with {length} bytes of {end}"));
+                }
+                _ => {}
+            }
+        }
+        // From the newest on: what is missing may have been superseded by what came later.
+        let mut later: BTreeMap<&str, (bool, bool)> = BTreeMap::new();
+        let mut gone = Vec::new();
+        for (&generation, object) in self.generations.iter().rev() {
+            let (sealed_later, any_later) = later.entry(object.name.as_str()).or_default();
+            if object.is_gone {
+                continue;
+            }
+            match rows.get(&generation) {
+                Some(row) => {
+                    *sealed_later |= row.2 == State::Sealed;
+                    *any_later = true;
+                }
+                None => {
+                    let is_superseded = *sealed_later || (*any_later && object.sealed != Sure::Yes);
+                    if object.is_there_for_sure() && !is_superseded {
+                        let what = if object.sealed == Sure::Yes { "sealed" } else { "acknowledged" };
+                        return Err(format!(
+                            "{} (generation {generation}) was {what}, and is lost",
+                            object.name
+                        ));
+                    }
+                    if object.deleted != Sure::No || is_superseded {
+                        *sealed_later |= object.sealed != Sure::No;
+                        *any_later = true;
+                    }
+                    gone.push(generation);
+                }
+            }
+        }
+        for generation in gone {
+            if let Some(object) = self.generations.get_mut(&generation) {
+                object.is_gone = true;
+                object.is_written = false;
+            }
+        }
+        for (_, generation, state, length) in found {
+            let Some(object) = self.generations.get_mut(generation) else { continue };
+            object.parts.retain(|part| part.end <= *length);
+            object.committed = *length;
+            object.created = Sure::Yes;
+            object.sealed = if *state == State::Sealed { Sure::Yes } else { Sure::No };
+            object.deleted = Sure::No;
+            object.is_written = false;
+        }
+        self.deleting.clear();
+        Ok(())
+    }
+
+    /// What a name must serve when nothing goes on. None: that is not certain.
+    pub fn served(&self, name: &Name) -> Option<Option<u64>> {
+        let mut newest = [None; 2];
+        let is_of =
+            |object: &&Generation| object.name == *name && !object.is_gone && object.deleted != Sure::Yes;
+        if self.unknown.contains(name) {
+            return None;
+        }
+        for (&generation, object) in self.generations.iter().filter(|(_, object)| is_of(object)) {
+            if object.deleted == Sure::Maybe || object.sealed == Sure::Maybe || object.is_written {
+                return None;
+            }
+            newest[usize::from(object.sealed == Sure::Yes)] = Some(generation);
+        }
+        Some(newest[1].or(newest[0]))
+    }
+
+    /// Retention may delete what is in this bucket.
+    pub fn expire(&mut self, bucket: &str) {
+        for object in self.generations.values_mut().filter(|object| object.name.bucket() == bucket) {
+            object.deleted = object.deleted.max(Sure::Maybe);
+        }
+    }
+}
+
+/// Whether a look-up must find this, or what is newer.
+fn is_floor(object: &Generation) -> bool {
+    let is_served = object.sealed == Sure::Yes || (object.is_written && object.sealed == Sure::No);
+    is_served && !object.is_gone && object.deleted == Sure::No
+}
+
+/// The byte at a place of an object.
+pub(super) fn byte_of(generation: u64, salt: u64, offset: u64) -> u8 {
+    let mixed =
+        generation.wrapping_mul(31).wrapping_add(salt.wrapping_mul(131)).wrapping_add(offset.wrapping_mul(7));
+    mixed.wrapping_add(offset >> 8) as u8
+}

@@ -1,0 +1,108 @@
+use super::inspection::{Found, verified};
+use super::*;
+
+#[test]
+fn what_the_engine_promises_holds_under_cuts_kills_and_faults() {
+    let mut sum = Tally::default();
+    for seed in 0..60 {
+        let outcome = run(seed, Limits::default());
+        sum.add(&outcome.unwrap_or_else(|violation| panic!("scripts/simulate --engine {seed}: {violation}")));
+    }
+    assert!(sum.cuts > 100 && sum.kills > 10 && sum.in_catalog > 20 && sum.ends > 120, "{sum:?}");
+    assert!(sum.acknowledged > 4_000 && sum.sealed > 1_000 && sum.deleted > 300, "{sum:?}");
+    assert!(sum.failed_starts > 5 && sum.rebuilt > 5 && sum.faults > 500 && sum.verified > 120, "{sum:?}");
+    assert!(sum.punched_bytes > 0 && sum.expired > 0, "{sum:?}");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in [0, 2, 3] {
+        assert_eq!(run(seed, Limits::default()), run(seed, Limits::default()), "seed {seed}");
+    }
+}
+
+/// A store in which something was done, and nobody is at work.
+fn at_rest(seed: u64) -> (Scenario, Rng) {
+    let mut random = Rng::with_seed(seed);
+    let limits = Limits { faults: false, ..Limits::default() };
+    let mut scenario = Scenario::new(seed, limits, random.fork());
+    scenario.make_room();
+    scenario.session_in_order(&mut random, false, &mut |_| {}).unwrap();
+    (scenario, random)
+}
+
+fn look(scenario: &Scenario) -> Found {
+    verified(scenario, scenario.files.view().unwrap()).unwrap().unwrap()
+}
+
+#[test]
+fn bits_that_rot_in_segments_are_named_and_touch_nothing_else() {
+    let mut damaged = 0;
+    for seed in 0..4 {
+        let (scenario, mut random) = at_rest(seed);
+        let whole = look(&scenario);
+        assert_eq!(whole.findings, []);
+        for _ in 0..6 {
+            let Some(&(generation, segment, position, length)) = random.choice(&whole.places) else {
+                continue;
+            };
+            let path = Space::path(Path::new(FOLDER), segment);
+            let (at, bit) = (position + random.u64(0..u64::from(length)), random.u8(0..8));
+            scenario.world.rot(&path, at, bit).unwrap();
+            let found = look(&scenario);
+            assert_eq!(found.rows, whole.rows, "seed {seed}");
+            assert!(!found.findings.is_empty(), "seed {seed}: nobody has noticed position {at} of {segment}");
+            let touched = found.findings.iter().flat_map(|finding| &finding.touched);
+            assert!(touched.clone().all(|touched| touched.generation == generation), "{:?}", found.findings);
+            scenario.world.rot(&path, at, bit).unwrap();
+            damaged += 1;
+        }
+        assert_eq!(look(&scenario).findings, [], "seed {seed}: nothing was changed");
+    }
+    assert!(damaged > 10);
+}
+
+/// Once, or of the wrong place: whoever verifies says so or does not meet it, and nobody panics.
+#[test]
+fn reads_that_go_wrong_once_change_nothing() {
+    for seed in 0..4 {
+        let (scenario, _) = at_rest(seed);
+        let whole = look(&scenario);
+        for faults in [
+            Faults { flipped_read: 0.2, ..Faults::none() },
+            Faults { misdirected_read: 0.2, ..Faults::none() },
+            Faults { zero_read: 0.1, short_read: 0.2, ..Faults::none() },
+        ] {
+            scenario.world.set_faults(faults);
+            // It may be answered with an error too.
+            let _ = verified(&scenario, scenario.files.view().unwrap()).unwrap();
+            scenario.world.set_faults(Faults::none());
+            let found = look(&scenario);
+            assert_eq!((found.findings, &found.rows), (Vec::new(), &whole.rows), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn bits_that_rot_in_the_catalog_are_noticed_or_in_no_use() {
+    let path = Path::new("/data/catalog");
+    let mut noticed = 0;
+    for seed in 0..3 {
+        let (scenario, mut random) = at_rest(seed);
+        let whole = look(&scenario);
+        let length = scenario.world.length(path).unwrap();
+        for _ in 0..12 {
+            let at = random.u64(0..length.min(200_000));
+            scenario.world.rot(path, at, 1).unwrap();
+            match scenario.files.view() {
+                Err(error) => {
+                    assert_eq!(error.kind(), crate::Kind::Damaged, "{error}");
+                    noticed += 1;
+                }
+                Ok(_) => assert_eq!(look(&scenario).rows, whole.rows, "seed {seed}, position {at}"),
+            }
+            scenario.world.rot(path, at, 1).unwrap();
+        }
+    }
+    assert!(noticed > 0);
+}
