@@ -52,6 +52,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod context;
+#[cfg(test)]
+mod drops;
 pub mod errno;
 pub mod error;
 pub mod load;

@@ -113,6 +113,8 @@ metrics! {
     blocks_in_flight: Gauge = "tailwater_blocks_in_flight";
     /// Bytes of the blocks being written to the log.
     block_bytes_in_flight: Gauge = "tailwater_blocks_in_flight_bytes";
+    /// Pieces of the arena that the log has let go of and blocks in flight or readers still hold.
+    arena_pieces_lent: Gauge = "tailwater_arena_pieces_lent";
     /// Sizes of the blocks written to the log: their count is of writes, their sum of all bytes written.
     block_sizes: Sizes = "tailwater_block_size_bytes";
     /// Writes to the log that failed.

@@ -66,7 +66,8 @@ mod sync {
     }
 }
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::{Poll, Waker};
 
 use shuttle::future::block_on;
@@ -284,6 +285,39 @@ fn a_message_that_nobody_receives_any_more_is_dropped_though_senders_are_left() 
         },
         None,
     );
+}
+
+/// A wait that is given up leaves no waker with the senders, and takes no message from the next one.
+#[test]
+fn a_wait_for_a_message_that_is_dropped_leaves_nothing_and_loses_nothing() {
+    check_dfs(
+        || {
+            let (sender, mut receiver) = channel();
+            let other = sender.clone();
+            let sending = thread::spawn(move || other.send(7));
+            let woken = std::sync::Arc::new(Noticed);
+            let waker = std::task::Waker::from(woken.clone());
+            let polled = {
+                let mut waiting = pin!(receiver.receive());
+                waiting.as_mut().poll(&mut std::task::Context::from_waker(&waker))
+            };
+            if polled.is_pending() {
+                assert_eq!(block_on(receiver.receive()), Some(7));
+            }
+            sending.join().unwrap();
+            drop(waker);
+            assert_eq!(std::sync::Arc::strong_count(&woken), 1);
+            drop(sender);
+        },
+        None,
+    );
+}
+
+/// Is woken, and does nothing.
+struct Noticed;
+
+impl std::task::Wake for Noticed {
+    fn wake(self: std::sync::Arc<Self>) {}
 }
 
 const LIVE: u8 = 0;

@@ -360,6 +360,12 @@ impl Space {
         Ok(promise)
     }
 
+    /// How many bytes are promised.
+    #[cfg(test)]
+    pub(crate) fn promised_bytes(&self) -> u64 {
+        self.promised.load(Ordering::Relaxed)
+    }
+
     /// How many segments can be made for copies, of the reserve too.
     pub(super) fn reserve_segments(&self, core: &Core) -> u64 {
         let free_bytes = core.free_bytes(&self.settings.folder).unwrap_or(0);
@@ -815,7 +821,8 @@ pub(super) async fn clear(core: &Rc<Core>, space: &Space, number: u64) -> Result
     Ok(epoch)
 }
 
-/// Opens a segment for reading: no readahead, which could reach what is not written yet.
+/// Opens a segment for reading: no readahead, which could reach what is not written yet. Dropping the future closes what
+/// was being opened.
 ///
 /// # Errors
 /// As open(2).

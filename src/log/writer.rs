@@ -499,9 +499,17 @@ impl<S: Sink> Log<S> {
 
     /// How many waits it knows of.
     #[cfg(test)]
-    pub(super) fn waiters(&self) -> usize {
+    pub(crate) fn waiters(&self) -> usize {
         let state = self.state.borrow();
         state.waiting_for_room.len() + state.waiting_for_durable.len()
+    }
+
+    /// How many pieces of the arena the log has let go of, and others still hold: blocks in flight, and readers that
+    /// are being sent from them.
+    pub fn pieces_lent(&self) -> usize {
+        let state = self.state.borrow();
+        let kept = state.recent.len() + usize::from(state.piece.is_some());
+        self.arena.pieces() - self.arena.free_pieces() - kept
     }
 
     /// Whether the log has a segment that it writes to.
@@ -550,7 +558,8 @@ impl<S: Sink> Log<S> {
         }
     }
 
-    /// Gives back the room that nothing was written to in the last segment. Nothing is to be appended any more.
+    /// Gives back the room that nothing was written to in the last segment. Nothing is to be appended any more. Dropping
+    /// the future leaves the room given back, in part, or not.
     pub async fn trim(&self) {
         let tail = self.state.borrow().active.as_ref().map(|active| {
             let writing = active.writing.clone();

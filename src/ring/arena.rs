@@ -84,6 +84,11 @@ impl Arena {
         self.memory.piece_length
     }
 
+    /// How many pieces there are.
+    pub fn pieces(&self) -> usize {
+        self.memory.length / self.memory.piece_length
+    }
+
     /// How many pieces are free.
     pub fn free_pieces(&self) -> usize {
         self.memory.free.lock().unwrap_or_else(PoisonError::into_inner).len()

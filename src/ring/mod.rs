@@ -8,17 +8,24 @@
 //! ```text
 //!              start()                terminal completion            poll() of the future
 //!   (caller) ──────────▶ InFlight ───────────────────────▶ Landed ───────────────────────▶ (caller)
-//!                           │
-//!                           │ drop of the future: ASYNC_CANCEL is queued
-//!                           ▼
-//!                       Abandoned ──── terminal completion ────▶ freed; a descriptor it produced is closed
+//!      │                    │                                 │
+//!      │                    │ drop of the future:             │ drop of the future
+//!      │                    │ ASYNC_CANCEL is queued          ▼
+//!      │                    ▼                               freed ◀──┐
+//!      └─────────────▶ Abandoned ─────── terminal completion ────────┘
+//!     start_detached()
 //! ```
 //!
-//! - The operation lives in its slot, never in the future: dropping the future frees nothing that the kernel
-//!   may still use. The answer to the cancellation itself frees nothing either; only the operation's own
-//!   completion does.
+//! - Who owns the operation, with its buffers, paths and references to descriptors: the slot, from `start` until
+//!   `Landed` is polled or the slot is freed; the caller before and after. The future owns the token alone.
+//! - Dropping the future frees nothing that the kernel may still use. The answer to the cancellation itself frees
+//!   nothing either, whatever it says and whenever it comes; only the operation's own completion does.
+//! - What is freed takes along what it has produced: a descriptor that was opened or accepted for nobody is closed.
+//! - The queue may be full: then a start, or a cancellation, waits in the backlog, in the order in which they came. A
+//!   slot is not freed meanwhile: it has had no completion.
 //! - A token is the slot's number and a generation, so that a late completion can never be taken for that of
 //!   the slot's next tenant.
+//! - A wake is outside of all this: dropping the future drops the waker that the slot has, at once.
 //! - When the ring goes down, everything is cancelled and reaped first; what does not come back is leaked
 //!   rather than freed.
 //!

@@ -92,13 +92,18 @@ impl<T> Receiver<T> {
         self.shared.queue.pop()
     }
 
-    /// The next message; None when all senders are gone. Dropping the future loses no message.
+    /// The next message; None when all senders are gone. Dropping the future loses no message, and no sender knows of
+    /// the wait any more.
     pub async fn receive(&mut self) -> Option<T> {
+        let mut wait = Wait { shared: &self.shared, is_registered: false };
         poll_fn(|context| {
             if let Some(message) = self.shared.queue.pop() {
                 return Poll::Ready(Some(message));
             }
-            *self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
+            let waker = context.waker().clone();
+            let former = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
+            drop(former);
+            wait.is_registered = true;
             self.shared.waiting.store(true, Ordering::SeqCst);
             // Once more: a message may have come before `waiting` could be seen. The senders first: what the last
             // one has sent before it went is in the queue once it is seen to be gone.
@@ -110,6 +115,23 @@ impl<T> Receiver<T> {
             }
         })
         .await
+    }
+}
+
+/// A wait for a message: leaves no waker behind. Senders may be there for long, and the waker keeps the task that has
+/// waited.
+struct Wait<'a, T> {
+    shared: &'a Shared<T>,
+    is_registered: bool,
+}
+
+impl<T> Drop for Wait<'_, T> {
+    fn drop(&mut self) {
+        // Whoever has taken it out of `waiting` takes the waker too.
+        if self.is_registered && self.shared.waiting.swap(false, Ordering::SeqCst) {
+            let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(waker);
+        }
     }
 }
 

@@ -415,7 +415,7 @@ impl TaskGroup {
         self.tasks.borrow().is_empty()
     }
 
-    /// Cancels all tasks and waits until they are gone.
+    /// Cancels all tasks and waits until they are gone. Dropping the future leaves them cancelled.
     pub async fn cancel(&self) {
         let tasks: Vec<_> = self.tasks.borrow_mut().drain().collect();
         for task in tasks.into_iter().flatten() {

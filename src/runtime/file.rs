@@ -29,7 +29,7 @@ impl Core {
         }
     }
 
-    /// Opens a file.
+    /// Opens a file. Dropping the future closes the file, where it is opened all the same; it may have been created.
     ///
     /// # Errors
     /// As open(2); EINVAL where the file system has no `O_DIRECT`.
@@ -42,7 +42,7 @@ impl Core {
         }
     }
 
-    /// Makes room in a file from its beginning.
+    /// Makes room in a file from its beginning. Dropping the future leaves the room made, in part, or not.
     ///
     /// # Errors
     /// As fallocate(2); EOPNOTSUPP where the file system has not this way.
@@ -57,7 +57,7 @@ impl Core {
     }
 
     /// Gives the room of a part of a file back, which then reads as zeroes. The file keeps its length. It is durable
-    /// after the next [`Core::sync`] of the file.
+    /// after the next [`Core::sync`] of the file. Dropping the future leaves the room given back, in part, or not.
     ///
     /// # Errors
     /// As fallocate(2); EOPNOTSUPP where the file system has no holes.
@@ -66,7 +66,7 @@ impl Core {
         self.persist(operation).await.0.map(drop)
     }
 
-    /// Makes a file's or a folder's content durable.
+    /// Makes a file's or a folder's content durable. Dropping the future says nothing about what is durable.
     ///
     /// # Errors
     /// As fsync(2). After one the content is unknown: do not try again on the same file.
@@ -102,7 +102,8 @@ impl Core {
     }
 
     /// Writes the whole region at a position; short writes are continued. With `durable` it is on stable storage
-    /// when this returns. `place` is the file's fixed place on this core's ring.
+    /// when this returns. `place` is the file's fixed place on this core's ring. Dropping the future leaves the region
+    /// written, in part, or not; its memory is not used again before the kernel is done with it.
     ///
     /// # Errors
     /// As pwritev2(2). What is in the file is then unknown.

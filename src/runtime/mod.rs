@@ -12,6 +12,8 @@ mod channel;
 #[cfg(test)]
 mod channel_tests;
 mod core;
+#[cfg(test)]
+mod drops;
 mod file;
 mod handover;
 mod race;
@@ -23,6 +25,8 @@ pub use self::channel::{Receiver, Sender, channel};
 pub use self::core::{Core, Mailbox, Task, TaskGroup, allowed_processors};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::core::{Running, Turn};
+#[cfg(test)]
+pub(crate) use self::drops::dropped;
 pub use self::file::Pipe;
 pub use self::race::{Either, race, yield_now};
 pub use self::stream::{Listener, Stream};

@@ -25,7 +25,7 @@ pub async fn race<A: Future, B: Future>(first: A, second: B) -> Either<A::Output
     .await
 }
 
-/// Lets every other task that is ready run first.
+/// Lets every other task that is ready run first. Dropping the future changes nothing.
 pub async fn yield_now() {
     let mut yielded = false;
     poll_fn(|context| {

@@ -111,7 +111,7 @@ impl Store {
     }
 
     /// A reader of what a name serves, from an offset on. It keeps reading that generation, whatever happens to
-    /// the name.
+    /// the name. Dropping the future changes nothing.
     ///
     /// # Errors
     /// [`Kind::NotFound`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context.
@@ -152,7 +152,7 @@ impl Store {
         StoreReader { object, orders, answers, ordered: 0 }
     }
 
-    /// The page of a bucket that is asked for.
+    /// The page of a bucket that is asked for. Dropping the future changes nothing.
     ///
     /// # Errors
     /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the

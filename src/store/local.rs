@@ -177,7 +177,7 @@ impl LocalStore {
         self.log.failure().or_else(|| self.keeper.failure())
     }
 
-    /// Returns when the store is to come to an end.
+    /// Returns when the store is to come to an end. Dropping the future leaves nothing behind.
     pub async fn stopping(&self) {
         let shared = self.shared.clone();
         self.stopping.wait((), move |_| shared.is_stopping().then_some(())).await;
@@ -318,7 +318,7 @@ impl LocalStore {
         }
     }
 
-    /// The generation that a name serves.
+    /// The generation that a name serves. Dropping the future changes nothing.
     ///
     /// # Errors
     /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
@@ -440,7 +440,7 @@ impl LocalStore {
         self.commits.forget(object);
     }
 
-    /// A segment's file, open for reading through the page cache.
+    /// A segment's file, open for reading through the page cache. Dropping the future closes what was being opened.
     ///
     /// # Errors
     /// As open(2).
@@ -456,7 +456,7 @@ impl LocalStore {
         Ok(file)
     }
 
-    /// The page of a bucket that is asked for.
+    /// The page of a bucket that is asked for. Dropping the future changes nothing.
     ///
     /// # Errors
     /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
@@ -466,7 +466,7 @@ impl LocalStore {
         self.core.under(context, page).await?
     }
 
-    /// All buckets that hold something, in order.
+    /// All buckets that hold something, in order. Dropping the future changes nothing.
     ///
     /// # Errors
     /// What the catalog's disk says; [`Kind::Closed`]; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the
@@ -731,6 +731,7 @@ impl LocalStore {
         metrics.loop_turns.add(self.core.turns() - metrics.loop_turns.get());
         metrics.logs_failed.set(i64::from(self.failure().is_some()));
         metrics.writers_awaited.set(self.writers.awaited() as i64);
+        metrics.arena_pieces_lent.set(self.log.pieces_lent() as i64);
         let segments = &metrics.segments;
         let active = i64::from(self.log.has_active_segment());
         let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));
@@ -744,6 +745,33 @@ impl LocalStore {
         segments.of(SegmentState::Free).set(prepared + unprepared);
         segments.of(SegmentState::Filled).set(in_use - prepared - preparing - active);
         metrics.snapshot()
+    }
+
+    /// What is under way here, and who waits.
+    #[cfg(test)]
+    pub(super) fn census(&self) -> super::drops::Census {
+        let (writers, writer_waiters) = self.writers.held_and_waiting();
+        let (names_awaited, pins) = self.shared.namespace().awaited_and_pinned();
+        super::drops::Census {
+            operations: self.core.ring().in_flight(),
+            timers: self.core.timers_waiting(),
+            tasks: self.tasks.len(),
+            endings: self.endings.len(),
+            waiters: self.commits.grown().len() + self.names.len() + writer_waiters + self.log.waiters(),
+            writers,
+            names_awaited,
+            pins,
+            promised_bytes: self.space().promised_bytes(),
+            blocks_in_flight: self.log.state().blocks_in_flight,
+            objects_live: self.metrics.objects_live.get(),
+        }
+    }
+
+    /// How many files are open here: for reading, and of segments that are written or prepared.
+    #[cfg(test)]
+    pub(super) fn files_open(&self) -> usize {
+        let written = usize::from(self.log.has_active_segment()) + self.keeper.prepared();
+        self.files.borrow().values.len() + written
     }
 
     /// Writes what is appended and waits until it is durable.

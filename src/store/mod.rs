@@ -11,6 +11,8 @@
 pub(crate) mod assembly;
 mod catalog;
 mod commits;
+#[cfg(test)]
+mod drops;
 mod engine;
 mod extents;
 pub mod finding;
@@ -35,6 +37,8 @@ mod writers;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use catalog::{Books, Database, check::Lookup};
 pub use catalog::{Listed, Page};
+#[cfg(test)]
+pub(crate) use drops::dropped;
 pub use engine::{Engine, Service};
 pub use handle::{Store, StoreReader, StoreWriter};
 pub use listing::ListingQuery;

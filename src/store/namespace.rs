@@ -210,6 +210,13 @@ impl Namespace {
         }
     }
 
+    /// How many names are awaited, and how many times an entry is to stay.
+    #[cfg(test)]
+    pub(super) fn awaited_and_pinned(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.awaited.len(), inner.entries.values().map(|entry| entry.pins).sum())
+    }
+
     /// Makes sure that the name has an entry, and keeps it until the answer is dropped.
     pub fn pin<'a>(&'a self, name: &'a Name) -> Pin<'a> {
         self.lock().entries.entry(name.clone()).or_default().pins += 1;

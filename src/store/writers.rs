@@ -83,6 +83,12 @@ impl Writers {
         self.held.borrow().values().filter(|held| matches!(held, Held::Awaited(_))).count()
     }
 
+    /// How many generations have a writer or an awaited one, and how many wait for a change of that.
+    #[cfg(test)]
+    pub(super) fn held_and_waiting(&self) -> (usize, usize) {
+        (self.held.borrow().len(), self.changes.len())
+    }
+
     /// What is awaited, when nobody can come any more.
     pub(super) fn take_awaited(&self) -> Vec<Left> {
         let mut held = self.held.borrow_mut();
@@ -208,7 +214,8 @@ impl LocalStore {
         Ok(resumed)
     }
 
-    /// A generation of a name; where none is asked for, the newest one unless that is sealed.
+    /// A generation of a name; where none is asked for, the newest one unless that is sealed. Dropping the future
+    /// changes nothing.
     ///
     /// # Errors
     /// What the catalog's disk says; [`Kind::Cancelled`] and [`Kind::DeadlineExceeded`] from the context.
