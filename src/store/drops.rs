@@ -788,8 +788,12 @@ impl Stage {
             let (space, arena, locals) = (space.clone(), arenas[index].clone(), locals.clone());
             let (main, shared, at_work) = (main.take(), shared.clone(), at_work.clone());
             cores.begin(index, |core| async move {
-                let settings =
-                    CoreSettings { block_bytes: BLOCK_BYTES, durable: true, retention: Retention::default() };
+                let settings = CoreSettings {
+                    block_bytes: BLOCK_BYTES,
+                    durable: true,
+                    retention: Retention::default(),
+                    tus_expiry: Duration::from_secs(3600),
+                };
                 let (begins, ends) = (Store::new(shared.clone()), shared.clone());
                 let service = |local: Rc<LocalStore>| {
                     locals.borrow_mut().push(Rc::downgrade(&local));
