@@ -11,6 +11,7 @@ use super::extents::{Extent, Tail};
 use super::object::{Object, State, microseconds};
 use super::registry::Registry;
 use super::shared::{Message, Shared};
+use crate::error::{Error, Kind, Result};
 use crate::log::{Placement, Segment, Sink};
 use crate::metrics::CoreMetrics;
 use crate::runtime::Core;
@@ -59,24 +60,29 @@ pub(super) struct Live {
     touched_in: Cell<u64>,
     /// The last of the core's batches for the catalog that it is in.
     entered_in: Cell<u64>,
+    /// Something that was logged of it is lost: nothing more of it may follow.
+    is_broken: Cell<bool>,
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
-    /// Its creation is durable.
-    is_created: Cell<bool>,
 }
 
 impl Live {
-    /// With `is_created`, of one that is there already.
-    pub(super) fn new(object: Arc<Object>, is_created: bool) -> Rc<Live> {
+    pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
         let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
-        let is_created = Cell::new(is_created);
-        Rc::new(Live { object, touched_in: Cell::new(0), entered_in: Cell::new(0), tail, parts, is_created })
+        let (touched_in, entered_in, is_broken) = (Cell::new(0), Cell::new(0), Cell::new(false));
+        Rc::new(Live { object, touched_in, entered_in, is_broken, tail, parts })
     }
 
-    /// Whether its creation is durable.
-    pub(super) fn is_created(&self) -> bool {
-        self.is_created.get()
+    /// Refuses what would follow something that was lost.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`]: there was no room for it.
+    pub(super) fn check_not_broken(&self) -> Result<()> {
+        if self.is_broken.get() {
+            return Err(Error::new(Kind::NoSpace, "what was appended before has found no room"));
+        }
+        Ok(())
     }
 
     /// Adds bytes that are durable; true when that makes an append whole.
@@ -133,7 +139,6 @@ impl Sink for Commits {
         self.follow(&placement);
         match note {
             Note::Create { live, document, at_microseconds } => {
-                live.is_created.set(true);
                 let (generation, name) = (live.object.generation(), live.object.name().clone());
                 self.enter(&live, Change::Create { generation, name, document, at_microseconds });
             }
@@ -144,10 +149,7 @@ impl Sink for Commits {
                     State::Sealed => Change::Seal { generation, length, at_microseconds },
                     _ => Change::Interrupt { generation, at_microseconds },
                 };
-                // Where the log has given up a part of it, its followers were told then.
-                if live.object.state() == State::Live {
-                    self.end(&live, state, at_microseconds);
-                }
+                self.end(&live, state, at_microseconds);
                 self.enter(&live, change);
             }
             Note::Delete(object) => {
@@ -188,11 +190,16 @@ impl Sink for Commits {
 
     fn failed(&self, note: Note) {
         match note {
+            // It was never there, so nobody is to go on with it.
             Note::Create { live, .. } => {
+                live.is_broken.set(true);
                 self.end_without_log(&live);
                 self.shared.namespace().forget(&live.object);
             }
-            Note::Append { live, .. } | Note::End { live, .. } => self.end_without_log(&live),
+            Note::Append { live, .. } | Note::End { live, .. } => {
+                live.is_broken.set(true);
+                self.end_without_log(&live);
+            }
             // Who asked for the deletion learns of the failure. What was there before stays where it was.
             Note::Delete(_) | Note::Tombstone { .. } | Note::Copy { .. } => {}
         }

@@ -222,7 +222,7 @@ impl LocalStore {
         object.set_home(self.core.index());
         let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
         drop(pin);
-        let live = Live::new(object, false);
+        let live = Live::new(object);
         let appended = self.log.append(
             document.len(),
             true,
@@ -675,12 +675,6 @@ impl LocalStore {
         let task = async move {
             let context = Context::background();
             let outcome = loop {
-                // What the log has given up since is not in the object.
-                let length = match live.object.state() {
-                    State::Live => length,
-                    _ if !live.is_created() => return,
-                    _ => live.object.committed(),
-                };
                 match local.append_end(&live, State::Interrupted, length) {
                     Ok(Some(_)) => break Ok(()),
                     Ok(None) => {}
@@ -709,6 +703,7 @@ impl LocalStore {
 
     /// Puts the end of an object into the log. None: there is no room now.
     pub(super) fn append_end(&self, live: &Rc<Live>, state: State, length: u64) -> Result<Option<u64>> {
+        live.check_not_broken()?;
         let timestamp = microseconds(self.core.wall_clock());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();

@@ -89,8 +89,8 @@ impl Writer {
     /// The bytes are in the log when this returns, and durable when the watermark says so.
     ///
     /// # Errors
-    /// What `fill` says; [`Kind::WrongState`] when the object was deleted; [`Kind::NoSpace`] when the log had no room
-    /// for what was appended before, and has given it up; the failure of the log. Nothing is appended then.
+    /// What `fill` says; [`Kind::WrongState`] when the object was deleted; the failure of the log. Nothing is
+    /// appended then.
     pub fn append_from<E: From<Error>>(
         &mut self,
         wanted: usize,
@@ -112,7 +112,8 @@ impl Writer {
         fill: impl FnOnce(&mut [u8]) -> std::result::Result<(usize, bool), E>,
     ) -> std::result::Result<Option<usize>, E> {
         let offset = self.offset.saturating_add(*before);
-        self.check_open()?;
+        self.check_not_deleted()?;
+        self.live.check_not_broken()?;
         self.check_length(offset.saturating_add(wanted as u64))?;
         let timestamp = microseconds(self.local.core().wall_clock());
         let live = &self.live;
@@ -197,7 +198,8 @@ impl Writer {
         let mut rest = bytes;
         let mut offset = self.offset;
         while !rest.is_empty() {
-            self.check_open()?;
+            self.check_not_deleted()?;
+            self.live.check_not_broken()?;
             let (part, behind) = rest.split_at(rest.len().min(log.payload_length_max()));
             let continued = !behind.is_empty();
             let live = &self.live;
@@ -261,7 +263,7 @@ impl Writer {
         }
         self.local.core().check(context)?;
         let sequence = loop {
-            self.check_open()?;
+            self.check_not_deleted()?;
             match self.local.append_end(&self.live, State::Sealed, self.offset)? {
                 Some(sequence) => break sequence,
                 None => self.local.log().room(context, 0, true).await?,
@@ -289,17 +291,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether anything can be added to the object.
-    fn check_open(&self) -> Result<()> {
+    fn check_not_deleted(&self) -> Result<()> {
         if self.live.object.is_deleted() {
             return Err(Error::new(Kind::WrongState, "the object was deleted while it was written"));
-        }
-        // What was appended last is not in the object: nothing can follow it.
-        if self.live.object.state() != State::Live {
-            return Err(Error::new(
-                Kind::NoSpace,
-                "what was appended before could not be written: there is no room",
-            ));
         }
         Ok(())
     }

@@ -14,8 +14,7 @@ pub(super) struct Model {
     pub firm: BTreeSet<u64>,
     /// Appended since the last recovery and not acknowledged, in order.
     pub pending: Vec<u64>,
-    /// Appended since the last recovery and given up by the log: whoever waited was told. They may be found, unless
-    /// something behind them is acknowledged.
+    /// Lost, as was told: the next recovery finds it or not.
     pub given_up: BTreeSet<u64>,
     /// Not found by a recovery: must never come back.
     pub cut_off: BTreeSet<u64>,
@@ -46,10 +45,12 @@ impl Model {
         number
     }
 
-    /// The log has given a record up.
+    /// Takes in that a record is lost.
     pub fn give_up(&mut self, number: u64) {
-        self.pending.retain(|&pending| pending != number);
-        self.given_up.insert(number);
+        if !self.is_dead {
+            self.pending.retain(|other| *other != number);
+            self.given_up.insert(number);
+        }
     }
 
     /// Lets records go. What is returned refers to their segments.
@@ -80,15 +81,6 @@ impl Model {
         if let Some(lost) = self.firm.range(self.forgotten_below..).find(|number| !found.contains(number)) {
             return Err(format!("{lost} was acknowledged, and is lost"));
         }
-        let given_up = std::mem::take(&mut self.given_up);
-        let last = self.firm.last().copied().unwrap_or(0);
-        if let Some(back) = given_up.iter().find(|number| found.contains(number) && **number < last) {
-            return Err(format!("{back} was given up, and is found before {last}, which was acknowledged"));
-        }
-        let (back, gone): (Vec<u64>, Vec<u64>) =
-            given_up.into_iter().partition(|number| found.contains(number));
-        self.firm.extend(back);
-        self.cut_off.extend(gone);
         let pending = std::mem::take(&mut self.pending);
         let missing =
             pending.iter().position(|number| !found.contains(number) && *number >= self.forgotten_below);
@@ -98,6 +90,10 @@ impl Model {
         }
         self.firm.extend(beginning.iter().filter(|number| found.contains(number)));
         self.cut_off.extend(rest);
+        for number in std::mem::take(&mut self.given_up) {
+            let taken = if found.contains(&number) { &mut self.firm } else { &mut self.cut_off };
+            taken.insert(number);
+        }
         Ok(())
     }
 }

@@ -55,10 +55,7 @@ impl Sink for Durable {
     fn block_done(&self) {}
 
     fn failed(&self, number: u64) {
-        let model = &mut *self.model.borrow_mut();
-        if !model.is_dead {
-            model.give_up(number);
-        }
+        self.model.borrow_mut().give_up(number);
     }
 }
 

@@ -81,6 +81,9 @@ pub struct Coverage {
     pub logs: HashMap<u16, (u64, u32)>,
 }
 
+/// Some interrupted objects with their places, and where more may be.
+pub type Interrupted = (Vec<(Place, StoredObject)>, Option<Place>);
+
 /// A place in the order of all objects.
 #[derive(Clone, Debug, Default)]
 pub struct Place {
@@ -442,7 +445,7 @@ impl View {
         &self,
         from: &Place,
         rows_max: usize,
-    ) -> Result<(Vec<(Place, StoredObject)>, Option<Place>)> {
+    ) -> Result<Interrupted> {
         let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
         let start = (from.bucket.as_str(), from.key.as_slice(), from.generation);
         let mut found = Vec::new();
