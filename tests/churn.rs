@@ -451,6 +451,7 @@ fn nothing_is_left_of_thousands_of_clients_that_come_and_vanish_and_who_stays_se
     });
     for number in 0..WAVES {
         wave(&server, (number + 1) * WRITERS, &mut random, &mut steady, &mut tally);
+        println!("after wave {}: {} KiB of memory", number + 1, look(&server).1.memory_bytes >> 10);
     }
     let pieces = steady.pieces;
     steady.put.finish_created();
