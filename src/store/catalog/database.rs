@@ -441,11 +441,7 @@ impl View {
     ///
     /// # Errors
     /// What the disk says.
-    pub fn interrupted(
-        &self,
-        from: &Place,
-        rows_max: usize,
-    ) -> Result<Interrupted> {
+    pub fn interrupted(&self, from: &Place, rows_max: usize) -> Result<Interrupted> {
         let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
         let start = (from.bucket.as_str(), from.key.as_slice(), from.generation);
         let mut found = Vec::new();
