@@ -981,7 +981,7 @@ fn nothing_is_left_of_what_is_dropped_by_another_thread_over_a_real_engine() {
     for case in HANDLE_CASES {
         // Each time threads meet otherwise.
         for _ in 0..12 {
-            let mut cut = Cut::first();
+            let mut cut = Cut::first().among_threads();
             loop {
                 let scene =
                     Rc::new(Scene { store: store.clone(), cut, number: cuts, is_last: Cell::new(false) });
