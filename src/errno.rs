@@ -7,14 +7,14 @@
 //! | a short read or write | goes on where it stopped (a direct write at the aligned place before that) | nothing | nothing | nothing |
 //! | zero bytes written, or read before the end | as `EIO` | as `EIO` | as `EIO` | as `EIO` |
 //! | `ECANCELED` | once more, since kernels before 6.14 cancel what nobody has cancelled; then as `EIO` | nothing | nothing | nothing |
-//! | `ENOSPC`, `EDQUOT`, `EFBIG` | no further segment until there is room; every request looks again, and deletions have a reserve | 507, `NoSpace` | everything that is there; of an upload that found no room what is committed, and no clean end | a log line, once; `/readyz` stays 200 |
+//! | `ENOSPC`, `EDQUOT`, `EFBIG` | no further segment until there is room; every request looks again, and deletions have a reserve. Blocks that could not be written, and find no other segment, are given up: who waits for them is told, and the log goes on when there is room | 507, `NoSpace` | everything that is there; of an upload that found no room what is committed, and no clean end | a log line, once; `/readyz` stays 200 |
 //! | `EMFILE`, `ENFILE`, `ENOMEM` | no further segment until there are descriptors or memory again; new connections wait to be accepted | 503 with `Retry-After`, `Busy` | what needs no further descriptor goes on | a log line, once |
 //! | `EIO` and everything that is not named here | a block is written again from memory to a fresh segment, and the failed one is never used again; where no segment can be written the store is read-only until it is started anew. Nothing is tried again in place | nothing; 500 or 503, `Device` or `ReadOnly`, where the store is read-only | what is committed, wherever it can be read; where not, an answer that is cut short | a log line that names the segment; `tailwater_block_write_failures_total`, `tailwater_segments_retired_total`; `/readyz` 503 and `tailwater_logs_failed` when the store is read-only |
 //! | `EROFS` | as `EIO`: no other segment can be written either | 503, `ReadOnly` | as with `EIO` | as with `EIO` |
 //! | `EINVAL`, `EBADF`, `EFAULT` | as `EIO`: a direct write that is not aligned as this disk wants it, or a fault of ours, and neither gets better by trying again. (A file system without `O_DIRECT` is noticed at the start, and written through the page cache) | as `EIO` | as `EIO` | as `EIO` |
 //!
 //! Blocks are written to room that is reserved. Where a block cannot be written for lack of room or memory all the
-//! same, what the failed write has left is unknown: it goes as with `EIO`.
+//! same, what the failed write has left is unknown: its segment is retired as with `EIO`. The store stays writable.
 
 use rustix::io::Errno;
 

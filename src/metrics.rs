@@ -127,6 +127,8 @@ metrics! {
     segments: By<SegmentState, Gauge> = "tailwater_segments";
     /// Turns of the cores' loops.
     loop_turns: Counter = "tailwater_loop_turns_total";
+    /// Unfinished tus uploads that were deleted because nobody has gone on with them.
+    uploads_expired: Counter = "tailwater_uploads_expired_total";
     /// Objects that retention has deleted.
     objects_expired: Counter = "tailwater_objects_expired_total";
     /// Segments that were copied out because room was short.

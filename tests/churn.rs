@@ -382,7 +382,7 @@ fn look(server: &Server) -> (Held, Besides) {
     let folder = format!("/proc/{}", server.process_id());
     let names = |of: &str| {
         let tasks = std::fs::read_dir(format!("{folder}/{of}")).unwrap();
-        tasks.filter_map(|entry| Some(entry.unwrap().path()))
+        tasks.map(|entry| entry.unwrap().path())
     };
     // A worker of the kernel's shows as a thread, for as long as the kernel likes.
     let (workers, threads): (Vec<_>, Vec<_>) = names("task")

@@ -5,6 +5,9 @@
 
 #[path = "fuzz/bodies.rs"]
 mod bodies;
+#[cfg(feature = "simulation")]
+#[path = "fuzz/survey.rs"]
+mod survey;
 
 use std::path::Path;
 
@@ -79,4 +82,11 @@ fn ranges_and_conditions() {
 #[test]
 fn blocks_and_records() {
     run("log", bodies::log);
+}
+
+/// It takes the simulated kernel, which is a feature.
+#[cfg(feature = "simulation")]
+#[test]
+fn the_recovery_scan() {
+    run("survey", survey::survey);
 }

@@ -378,7 +378,7 @@ fn deletions_do_not_keep_segments_for_ever_and_what_is_deleted_stays_deleted() {
 #[test]
 fn the_rest_of_segments_that_a_start_goes_on_behind_takes_no_room() {
     let mut server = Server::start_with(&["--cores", "2", "--segment-bytes", "16MiB"]);
-    for round in 0..8u64 {
+    for round in 0..20u64 {
         for number in 0..4 {
             server.put(&format!("/b/{round}-{number}"), &content(round, 5_000));
         }
@@ -391,7 +391,7 @@ fn the_rest_of_segments_that_a_start_goes_on_behind_takes_no_room() {
     // On each core one that is written, two that are prepared, two that are free; of the others what was written.
     let most = 2 * 5 * 16 * MEBIBYTE + 8 * MEBIBYTE;
     eventually("the rest is given back", || segments_take(&server.data_path()) <= most);
-    for round in 0..8 {
+    for round in 0..20 {
         for number in 0..4 {
             server.assert_sealed(&format!("/b/{round}-{number}"), &content(round, 5_000));
         }

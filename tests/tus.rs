@@ -259,3 +259,24 @@ fn an_upload_is_terminated_and_bad_requests_are_told_what_is_wrong() {
     assert_eq!(request(&server, "POST", "/_tus/b/k", &[("Upload-Length", "5")], b"12345").head.status, 415);
     assert_eq!(server.head("/b/k").status, 404);
 }
+
+#[test]
+fn an_upload_that_nobody_goes_on_with_expires_and_nothing_else_does() {
+    let mut server = Server::start_with(&["--tus-expiry-seconds", "1", "--resume-window", "* resumable=0s"]);
+    let url = create(&server, "/_tus/b/expiring", &[("Upload-Length", "5")]);
+    assert_eq!(patch(&server, &url, 0, &[], b"12").head.status, 204);
+    let mut plain = server.begin_put("/b/plain", None, &[]);
+    plain.send(b"12");
+    server.await_committed("/b/plain", 2);
+    plain.close();
+    let whole = request(&server, "POST", "/_tus/b/whole", &[OCTETS, ("Upload-Length", "5")], b"12345");
+    assert_eq!(whole.head.status, 201);
+    // What the catalog has not yet is not looked at: after a start it has all.
+    assert!(server.terminate().success());
+    server.restart();
+    eventually("it has expired", || server.head("/b/expiring").status == 404);
+    assert_eq!(request(&server, "HEAD", &url, &[], b"").head.status, 404);
+    assert_eq!(server.metric("tailwater_uploads_expired_total"), 1);
+    assert_eq!(server.get("/b/plain").body, b"12");
+    server.assert_sealed("/b/whole", b"12345");
+}

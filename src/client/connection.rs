@@ -26,6 +26,8 @@ pub(super) struct Connection {
     used: usize,
     /// The buffer of the next read.
     spare: Vec<u8>,
+    /// Where the server has said that the upload on this connection can be gone on with.
+    pub(super) upload: Option<String>,
 }
 
 type Reading = Pin<Box<dyn Future<Output = BufResult<usize, Vec<u8>>>>>;
@@ -41,6 +43,7 @@ impl Connection {
             received: Vec::new(),
             used: 0,
             spare: Vec::new(),
+            upload: None,
         })
     }
 

@@ -20,6 +20,8 @@ use super::{Error, Location, Result, timer};
 const CONTINUE_WAIT: Duration = Duration::from_secs(2);
 /// How long an answer is looked for on a connection that no longer takes what is sent.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
+/// The status of the interim answer that says where an upload can be gone on with (draft-ietf-httpbis-resumable-upload).
+const UPLOAD_RESUMPTION_SUPPORTED: u16 = 104;
 /// The longest body that is kept in memory when an error or a document is read, in bytes.
 const DOCUMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -331,6 +333,9 @@ fn take_head(connection: &mut Connection) -> Result<Option<Head>> {
     match Head::parse(connection.input()).map_err(Error::Malformed)? {
         Some((head, length)) => {
             connection.consume(length);
+            if head.status == UPLOAD_RESUMPTION_SUPPORTED {
+                connection.upload = head.field("location").map(str::to_owned);
+            }
             Ok(Some(head))
         }
         None => Ok(None),
@@ -381,6 +386,12 @@ impl Upload {
     /// How many bytes of the body were sent.
     pub fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// Where the server has said that the upload can be gone on with, if it has said so by now and nothing is being
+    /// sent.
+    pub fn resource(&self) -> Option<&str> {
+        self.connection.as_ref()?.upload.as_deref()
     }
 
     /// Waits for an answer that comes before the end of the body: to be polled beside whatever produces the body.

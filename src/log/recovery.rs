@@ -204,6 +204,8 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             Err(errno) => return Err(failed("cannot sync", errno)),
         }
         let scan = scan(core, settings.store, number, header, &file).await.map_err(scan_failed)?;
+        // A header that a disk has lost gives way to an earlier one: its epoch must not come again.
+        space.resume_after(number, scan.epoch_max);
         survey.scanned_bytes += scan.read_bytes;
         scans.push(scan);
     }
@@ -423,6 +425,8 @@ struct Scan {
     /// Where behind the last block something is left of others of the same use: torn writes, or damage.
     leftovers: Vec<u64>,
     read_bytes: u64,
+    /// The largest epoch of whatever block is in the file.
+    epoch_max: u64,
 }
 
 impl Scan {
@@ -577,6 +581,7 @@ async fn scan(
     let mut window = Window::new(core, file);
     let mut blocks: Vec<ScannedBlock> = Vec::new();
     let mut leftovers = Vec::new();
+    let mut epoch_max = 0;
     if let Some(segment) = header {
         let mut position = SEGMENT_HEADER_LENGTH as u64;
         while position + ALIGNMENT as u64 <= segment.length {
@@ -587,9 +592,10 @@ async fn scan(
             if bytes.len() < ALIGNMENT {
                 break;
             }
-            let plausible = BlockHeader::decode(bytes).filter(|block| {
-                block.store == store
-                    && block.epoch == segment.epoch
+            let ours = BlockHeader::decode(bytes).filter(|block| block.store == store);
+            epoch_max = ours.map_or(epoch_max, |block| block.epoch.max(epoch_max));
+            let plausible = ours.filter(|block| {
+                block.epoch == segment.epoch
                     && block.position == position
                     && (BLOCK_HEADER_LENGTH..=BLOCK_LENGTH_MAX).contains(&(block.length as usize))
                     && position + u64::from(block.length) <= segment.length
@@ -614,7 +620,7 @@ async fn scan(
         last.damage_follows = !leftovers.is_empty();
     }
     let epoch = header.map(|header| header.epoch);
-    Ok(Scan { number, epoch, blocks, leftovers, read_bytes: window.read_bytes })
+    Ok(Scan { number, epoch, blocks, leftovers, read_bytes: window.read_bytes, epoch_max })
 }
 
 /// A block, and where it was found.
@@ -734,7 +740,7 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                 }
             } else if sequence > durable {
                 break; // the block before it is torn
-            } else if !found.begins_segment() {
+            } else if !found.begins_segment() && sequence > 0 {
                 resolution.gaps.push(Gap {
                     log: number,
                     first_sequence: None,

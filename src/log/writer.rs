@@ -152,6 +152,8 @@ struct State<N> {
     given_up: Vec<(Range<u64>, Error)>,
     /// How many sequences were told to appends and are not in the log.
     skipped: u64,
+    /// The next segment makes clear that blocks which were given up are void.
+    voids: bool,
     spare_notes: Vec<Vec<Noted<N>>>,
 }
 
@@ -168,6 +170,7 @@ impl<N> State<N> {
         let end = self.told_sequence() + 1;
         self.given_up.push((self.durable_sequence + self.skipped..end, why));
         self.skipped = end - self.durable_sequence;
+        self.voids = true;
         self.next_sequence = self.durable_sequence;
         self.term += 1;
         self.term_start = self.durable_sequence;
@@ -282,6 +285,7 @@ impl<S: Sink> Log<S> {
                 failed: None,
                 given_up: Vec::new(),
                 skipped: 0,
+                voids: false,
                 spare_notes: Vec::new(),
             }),
             settings,
@@ -565,7 +569,16 @@ impl<S: Sink> Log<S> {
             let writing = active.writing.clone();
             (writing, active.position, self.keeper.segment_bytes() - active.position)
         });
-        let Some((writing, position, length)) = tail.filter(|(_, _, length)| *length > 0) else { return };
+        // What is still under way is written behind that.
+        let is_quiet = {
+            let state = self.state.borrow();
+            state.in_flight.is_empty() && state.open.as_ref().is_none_or(|open| open.records == 0)
+        };
+        let Some((writing, position, length)) =
+            tail.filter(|_| is_quiet).filter(|(_, _, length)| *length > 0)
+        else {
+            return;
+        };
         if let Err(errno) = self.core.punch(&writing, position, length).await {
             tracing::debug!(%errno, "the rest of a segment could not be given back");
         }
@@ -686,6 +699,9 @@ impl<S: Sink> Log<S> {
             return false;
         };
         self.keeper.set_need(None);
+        if std::mem::take(&mut state.voids) {
+            prepared.segment.pin();
+        }
         let next = Active { is_reserve: is_reserve || prepared.is_reserve, ..self.activate(prepared) };
         if let Some(former) = state.active.replace(next)
             && former.in_flight == 0

@@ -23,6 +23,9 @@ use crate::store::{Engine, LocalStore, Registry, Store};
 const PIPE_CAPACITY: usize = 256 << 10;
 /// Pipes and buffers that a core keeps for the next transfer.
 const KEPT: usize = 32;
+/// How often an address that is taken is asked for again, and how long to wait before that.
+const BIND_ATTEMPTS: u32 = 20;
+const BIND_PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait before accepting again when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -84,7 +87,7 @@ impl Server {
     pub fn start(config: Config) -> Result<Server> {
         config.check()?;
         let bind = |address: SocketAddr| {
-            Listener::bind(address).map_err(|errno| {
+            bind_patiently(address).map_err(|errno| {
                 let cure = match errno {
                     Errno::ADDRINUSE => "another program listens there; stop it, or choose another address",
                     Errno::ACCESS => "ports below 1024 need the capability CAP_NET_BIND_SERVICE",
@@ -150,6 +153,17 @@ impl Server {
     pub fn stop(self) -> Result<()> {
         self.engine.stop()
     }
+}
+
+/// Listens on an address. The ring of a server that was killed keeps its listener for a moment.
+fn bind_patiently(address: SocketAddr) -> std::result::Result<Listener, Errno> {
+    for _ in 0..BIND_ATTEMPTS {
+        match Listener::bind(address) {
+            Err(Errno::ADDRINUSE) => std::thread::sleep(BIND_PAUSE),
+            outcome => return outcome,
+        }
+    }
+    Listener::bind(address)
 }
 
 /// Something that is handed to one of several threads.

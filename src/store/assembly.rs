@@ -7,9 +7,10 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::catalog::{Books, CURE, Database, Dead, Read, SegmentUse, Write};
+use super::expiry::expire_uploads;
 use super::local::LocalStore;
 use super::namespace::Namespace;
 use super::reclaim::{give_back, look_after};
@@ -178,6 +179,8 @@ pub(crate) struct CoreSettings {
     /// Whether blocks are written through to stable storage.
     pub durable: bool,
     pub retention: Retention,
+    /// How long unfinished tus uploads are kept.
+    pub tus_expiry: Duration,
 }
 
 /// What a core does: it runs its log and its store with `service` beside them, until the store is told to stop and the
@@ -211,6 +214,7 @@ pub(crate) async fn work<S: Future<Output = ()> + 'static>(
     if let Some(dead) = orders.dead {
         local.spawn(give_back(local.clone(), dead));
         local.spawn(look_after(local.clone(), settings.retention));
+        local.spawn(expire_uploads(local.clone(), settings.tus_expiry));
     }
     let service = core.spawn(service(local.clone()));
     at_work.store(true, Ordering::SeqCst);

@@ -11,6 +11,7 @@ use super::extents::{Extent, Tail};
 use super::object::{Object, State, microseconds};
 use super::registry::Registry;
 use super::shared::{Message, Shared};
+use crate::error::{Error, Kind, Result};
 use crate::log::{Placement, Segment, Sink};
 use crate::metrics::CoreMetrics;
 use crate::runtime::Core;
@@ -59,6 +60,8 @@ pub(super) struct Live {
     touched_in: Cell<u64>,
     /// The last of the core's batches for the catalog that it is in.
     entered_in: Cell<u64>,
+    /// Something that was logged of it is lost: nothing more of it may follow.
+    is_broken: Cell<bool>,
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
@@ -67,7 +70,19 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
         let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
-        Rc::new(Live { object, touched_in: Cell::new(0), entered_in: Cell::new(0), tail, parts })
+        let (touched_in, entered_in, is_broken) = (Cell::new(0), Cell::new(0), Cell::new(false));
+        Rc::new(Live { object, touched_in, entered_in, is_broken, tail, parts })
+    }
+
+    /// Refuses what would follow something that was lost.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`]: there was no room for it.
+    pub(super) fn check_not_broken(&self) -> Result<()> {
+        if self.is_broken.get() {
+            return Err(Error::new(Kind::NoSpace, "what was appended before has found no room"));
+        }
+        Ok(())
     }
 
     /// Adds bytes that are durable; true when that makes an append whole.
@@ -175,8 +190,15 @@ impl Sink for Commits {
 
     fn failed(&self, note: Note) {
         match note {
-            Note::Create { live, .. } | Note::Append { live, .. } | Note::End { live, .. } => {
-                self.end_without_log(&live)
+            // It was never there, so nobody is to go on with it.
+            Note::Create { live, .. } => {
+                live.is_broken.set(true);
+                self.end_without_log(&live);
+                self.shared.namespace().forget(&live.object);
+            }
+            Note::Append { live, .. } | Note::End { live, .. } => {
+                live.is_broken.set(true);
+                self.end_without_log(&live);
             }
             // Who asked for the deletion learns of the failure. What was there before stays where it was.
             Note::Delete(_) | Note::Tombstone { .. } | Note::Copy { .. } => {}

@@ -241,7 +241,11 @@ impl LocalScene {
             0 => writer.append(&background(), &third).await.unwrap(),
             _ => writer.append(&background(), &content(3, 3 * BLOCK_BYTES)).await.unwrap(),
         }
-        expected.extend_from_slice(&if self.number % 3 == 0 { third } else { content(3, 3 * BLOCK_BYTES) });
+        expected.extend_from_slice(&if self.number.is_multiple_of(3) {
+            third
+        } else {
+            content(3, 3 * BLOCK_BYTES)
+        });
         assert_eq!(writer.object().committed(), expected.len() as u64);
         writer.seal(&background()).await.unwrap();
         let (found, is_clean) = self.read().await;
@@ -788,8 +792,12 @@ impl Stage {
             let (space, arena, locals) = (space.clone(), arenas[index].clone(), locals.clone());
             let (main, shared, at_work) = (main.take(), shared.clone(), at_work.clone());
             cores.begin(index, |core| async move {
-                let settings =
-                    CoreSettings { block_bytes: BLOCK_BYTES, durable: true, retention: Retention::default() };
+                let settings = CoreSettings {
+                    block_bytes: BLOCK_BYTES,
+                    durable: true,
+                    retention: Retention::default(),
+                    tus_expiry: Duration::from_secs(3600),
+                };
                 let (begins, ends) = (Store::new(shared.clone()), shared.clone());
                 let service = |local: Rc<LocalStore>| {
                     locals.borrow_mut().push(Rc::downgrade(&local));
@@ -876,10 +884,13 @@ async fn go_through(
     }
 }
 
+/// Whether the future came to its end.
+type Watched = Pin<Box<dyn Future<Output = bool>>>;
+
 fn go_through_worlds<C>(
     cases: &'static [C],
     of: fn(&C) -> &'static str,
-    run: fn(&C, Scene, Rc<LocalStore>) -> Pin<Box<dyn Future<Output = bool>>>,
+    run: fn(&C, Scene, Rc<LocalStore>) -> Watched,
 ) {
     let mut cuts = 0;
     for case in cases {

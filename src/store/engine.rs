@@ -387,6 +387,7 @@ impl CoreThread {
             block_bytes: self.config.block_bytes,
             durable: self.config.durability == Durability::Stable,
             retention: self.config.retention.clone(),
+            tus_expiry: Duration::from_secs(self.config.tus_expiry_seconds),
         };
         let started = self.started.take();
         let begun = || {

@@ -703,6 +703,7 @@ impl LocalStore {
 
     /// Puts the end of an object into the log. None: there is no room now.
     pub(super) fn append_end(&self, live: &Rc<Live>, state: State, length: u64) -> Result<Option<u64>> {
+        live.check_not_broken()?;
         let timestamp = microseconds(self.core.wall_clock());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();

@@ -14,6 +14,7 @@ mod commits;
 #[cfg(test)]
 mod drops;
 mod engine;
+mod expiry;
 mod extents;
 pub mod finding;
 mod folder;

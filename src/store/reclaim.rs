@@ -111,7 +111,7 @@ pub(super) async fn look_after(local: Rc<LocalStore>, retention: Retention) {
 }
 
 /// Asks the catalog anything.
-async fn inspect<T: Send + 'static>(
+pub(super) async fn inspect<T: Send + 'static>(
     local: &LocalStore,
     look: impl FnOnce(&View) -> Result<T> + Send + 'static,
 ) -> Result<T> {

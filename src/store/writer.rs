@@ -113,6 +113,7 @@ impl Writer {
     ) -> std::result::Result<Option<usize>, E> {
         let offset = self.offset.saturating_add(*before);
         self.check_not_deleted()?;
+        self.live.check_not_broken()?;
         self.check_length(offset.saturating_add(wanted as u64))?;
         let timestamp = microseconds(self.local.core().wall_clock());
         let live = &self.live;
@@ -198,6 +199,7 @@ impl Writer {
         let mut offset = self.offset;
         while !rest.is_empty() {
             self.check_not_deleted()?;
+            self.live.check_not_broken()?;
             let (part, behind) = rest.split_at(rest.len().min(log.payload_length_max()));
             let continued = !behind.is_empty();
             let live = &self.live;

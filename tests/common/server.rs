@@ -30,6 +30,8 @@ pub struct Server {
     /// The program, behind what it is to be run by.
     command: Vec<OsString>,
     flags: Vec<String>,
+    /// Where it is to listen.
+    listen: String,
     running: Option<Running>,
 }
 
@@ -44,6 +46,8 @@ struct Running {
     /// Stays open: a server that cannot write to its standard output is another test.
     _output: BufReader<ChildStdout>,
 }
+
+const ANY_PORT: &str = "127.0.0.1:0";
 
 impl Server {
     /// A server with the flags of [`FLAGS`].
@@ -74,7 +78,8 @@ impl Server {
         }
         let mut command: Vec<OsString> = command.iter().map(Into::into).collect();
         command.push(env!("CARGO_BIN_EXE_tailwater").into());
-        let mut server = Server { folder, data, command, flags: all, running: None };
+        let mut server =
+            Server { folder, data, command, flags: all, listen: ANY_PORT.to_owned(), running: None };
         server.run();
         server
     }
@@ -86,7 +91,8 @@ impl Server {
         let mut command: Vec<OsString> = command.iter().map(Into::into).collect();
         command.push(program.into());
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
-        let mut server = Server { folder, data: data.to_owned(), command, flags, running: None };
+        let (data, listen) = (data.to_owned(), ANY_PORT.to_owned());
+        let mut server = Server { folder, data, command, flags, listen, running: None };
         server.run();
         server
     }
@@ -100,7 +106,7 @@ impl Server {
             .arg("serve")
             .arg("--data")
             .arg(self.data_path())
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--listen", &self.listen, "--admin", "127.0.0.1:0"])
             .args(&self.flags)
             .env_clear()
             .stdin(Stdio::null())
@@ -186,6 +192,11 @@ impl Server {
             Some(place) => self.flags[place + 1] = value.to_owned(),
             None => self.flags.extend([flag.to_owned(), value.to_owned()]),
         }
+    }
+
+    /// The server gets the same address at each start from now on.
+    pub fn keep_address(&mut self) {
+        self.listen = self.data_address().to_string();
     }
 
     /// Stops the process where it is, and waits until it stands. The kernel goes on with what it was asked for.
@@ -390,6 +401,15 @@ impl Server {
             let committed = self.head(path).get("tailwater-committed").unwrap_or("0").parse::<u64>().unwrap();
             assert!(committed <= length, "{path} has {committed} bytes where only {length} were sent");
             committed == length
+        });
+    }
+
+    /// Waits until at least this much of what a name serves is durable.
+    #[track_caller]
+    pub fn await_committed_at_least(&self, path: &str, length: u64) {
+        eventually(&format!("{length} bytes of {path} are durable"), || {
+            let committed = self.head(path).get("tailwater-committed").unwrap_or("0").parse::<u64>().unwrap();
+            committed >= length
         });
     }
 

@@ -576,7 +576,9 @@ impl Disk {
             if let Some(entry) = folder.remove(&rename.to) {
                 folder.insert(rename.from, entry);
             }
-            rename.replaced.into_iter().for_each(|entry| drop(folder.insert(rename.to.clone(), entry)));
+            if let Some(entry) = rename.replaced {
+                folder.insert(rename.to.clone(), entry);
+            }
         }
         for folder in self.folders.values_mut() {
             folder.retain(|_, entry| {

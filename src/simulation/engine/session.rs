@@ -220,6 +220,7 @@ async fn live(core: &Rc<Core>, session: Rc<Session>, index: usize, mut orders: R
         block_bytes: session.block_bytes,
         durable: true,
         retention: session.retention.clone(),
+        tus_expiry: std::time::Duration::from_secs(3600),
     };
     let mut random = session.world.chance();
     let inner = session.clone();

@@ -14,6 +14,8 @@ pub(super) struct Model {
     pub firm: BTreeSet<u64>,
     /// Appended since the last recovery and not acknowledged, in order.
     pub pending: Vec<u64>,
+    /// Lost, as was told: the next recovery finds it or not.
+    pub given_up: BTreeSet<u64>,
     /// Not found by a recovery: must never come back.
     pub cut_off: BTreeSet<u64>,
     /// Nobody refers to records below this number: they may be found, or not.
@@ -41,6 +43,14 @@ impl Model {
         self.pending.push(number);
         self.tally.appended += 1;
         number
+    }
+
+    /// Takes in that a record is lost.
+    pub fn give_up(&mut self, number: u64) {
+        if !self.is_dead {
+            self.pending.retain(|other| *other != number);
+            self.given_up.insert(number);
+        }
     }
 
     /// Lets records go. What is returned refers to their segments.
@@ -80,6 +90,10 @@ impl Model {
         }
         self.firm.extend(beginning.iter().filter(|number| found.contains(number)));
         self.cut_off.extend(rest);
+        for number in std::mem::take(&mut self.given_up) {
+            let taken = if found.contains(&number) { &mut self.firm } else { &mut self.cut_off };
+            taken.insert(number);
+        }
         Ok(())
     }
 }

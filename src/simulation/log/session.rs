@@ -54,7 +54,9 @@ impl Sink for Durable {
 
     fn block_done(&self) {}
 
-    fn failed(&self, _number: u64) {}
+    fn failed(&self, number: u64) {
+        self.model.borrow_mut().give_up(number);
+    }
 }
 
 /// What the tasks of a session share.

@@ -81,6 +81,20 @@ pub struct Coverage {
     pub logs: HashMap<u16, (u64, u32)>,
 }
 
+/// Some interrupted objects with their places, and where more may be.
+pub type Interrupted = (Vec<(Place, StoredObject)>, Option<Place>);
+
+/// A place in the order of all objects.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The bucket.
+    pub bucket: String,
+    /// The key.
+    pub key: Vec<u8>,
+    /// The generation.
+    pub generation: u64,
+}
+
 /// An object as the catalog knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredObject {
@@ -421,6 +435,29 @@ impl View {
                 Ok(stored(key.value().2, value.value()))
             })
             .collect()
+    }
+
+    /// The interrupted ones among the objects from a place on, of so many rows, and where to go on if there are more.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn interrupted(&self, from: &Place, rows_max: usize) -> Result<Interrupted> {
+        let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
+        let start = (from.bucket.as_str(), from.key.as_slice(), from.generation);
+        let mut found = Vec::new();
+        for (count, row) in objects.range(start..).map_err(failure)?.enumerate() {
+            let (key, value) = row.map_err(failure)?;
+            let (bucket, key, generation) = key.value();
+            let place = Place { bucket: bucket.to_owned(), key: key.to_owned(), generation };
+            if count == rows_max {
+                return Ok((found, Some(place)));
+            }
+            let row = stored(generation, value.value());
+            if row.state == State::Interrupted {
+                found.push((place, row));
+            }
+        }
+        Ok((found, None))
     }
 
     /// The first key of a bucket from a place on, if there is one.
