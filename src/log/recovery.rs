@@ -213,8 +213,8 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     let mut found = Vec::new();
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
-            let ScannedBlock { header, is_whole, damage_follows } = *block;
-            found.push(Found { header, is_whole, damage_follows, segment: index, place });
+            let ScannedBlock { header, is_whole, damage_follows, follower } = *block;
+            found.push(Found { header, is_whole, damage_follows, follower, segment: index, place });
         }
     }
     let resolution = resolve(&mut found, &known.logs);
@@ -455,6 +455,8 @@ struct ScannedBlock {
     is_whole: bool,
     /// Behind it is what is left of another block of the same use of the file.
     damage_follows: bool,
+    /// What the header of that one says, where it is whole.
+    follower: Option<BlockHeader>,
 }
 
 enum ScanError {
@@ -581,6 +583,7 @@ async fn scan(
     let mut window = Window::new(core, file);
     let mut blocks: Vec<ScannedBlock> = Vec::new();
     let mut leftovers = Vec::new();
+    let mut follower = None;
     let mut epoch_max = 0;
     if let Some(segment) = header {
         let mut position = SEGMENT_HEADER_LENGTH as u64;
@@ -603,13 +606,15 @@ async fn scan(
             let mut next = position + ALIGNMENT as u64;
             if plausible.is_some() || BlockHeader::was_in(bytes, store, segment.epoch, position) {
                 leftovers.push(position);
+                follower = follower.or(plausible);
             }
             if let Some(header) = plausible {
                 let bytes = window.at(position, header.length as usize).await?;
                 if let Some(records) = records_of(&header, bytes) {
                     let is_whole = records.iter().all(|record| record.is_whole);
-                    blocks.push(ScannedBlock { header, is_whole, damage_follows: false });
+                    blocks.push(ScannedBlock { header, is_whole, damage_follows: false, follower: None });
                     leftovers.clear();
+                    follower = None;
                     next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 }
             }
@@ -618,6 +623,7 @@ async fn scan(
     }
     if let Some(last) = blocks.last_mut() {
         last.damage_follows = !leftovers.is_empty();
+        last.follower = follower;
     }
     let epoch = header.map(|header| header.epoch);
     Ok(Scan { number, epoch, blocks, leftovers, read_bytes: window.read_bytes, epoch_max })
@@ -629,6 +635,7 @@ struct Found {
     header: BlockHeader,
     is_whole: bool,
     damage_follows: bool,
+    follower: Option<BlockHeader>,
     segment: usize,
     place: usize,
 }
@@ -696,8 +703,9 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
         let terms: BTreeMap<u32, u64> =
             log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
         let is_void = |header: &BlockHeader| {
-            terms.range(header.term + 1..).any(|(_, &term_start)| term_start <= header.sequence)
-                || known.is_some_and(|(next, term)| header.sequence < next || header.term < term)
+            let is_begun_anew = terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence);
+            let is_known = known.is_some_and(|(next, term)| header.sequence < next || header.term < term);
+            header.log == number && (is_begun_anew || is_known)
         };
         let valid: Vec<Found> = log.iter().copied().filter(|found| !is_void(&found.header)).collect();
         // What some block says was durable before it.
@@ -751,7 +759,8 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
                 });
             }
             expected = Some((sequence + 1, Some(found.segment)));
-            damage_follows = found.damage_follows;
+            // What was written again elsewhere, or given up, is missed by nobody.
+            damage_follows = found.damage_follows && !found.follower.is_some_and(|header| is_void(&header));
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
@@ -787,6 +796,7 @@ mod tests {
                 },
                 is_whole: true,
                 damage_follows: false,
+                follower: None,
                 segment,
                 place,
             })
@@ -853,6 +863,18 @@ mod tests {
         let gaps = resolve(&mut blocks, &HashMap::new()).gaps;
         assert_eq!((gaps.len(), gaps[0].first_sequence, gaps[0].end_sequence), (1, Some(2), 5));
         assert_eq!(gaps[0].behind, Some(0));
+    }
+
+    /// A block that failed was written again to another segment, which was used again since: what it had left behind
+    /// was taken for damage.
+    #[test]
+    fn what_is_left_of_a_block_that_was_written_again_is_no_damage() {
+        for (term, gaps) in [(1, 1), (2, 0)] {
+            let mut blocks = found(&[(0, 0, 0, 1, 0), (0, 1, 1, 1, 0), (2, 5, 5, term, 2)]);
+            blocks[1].damage_follows = true;
+            blocks[1].follower = Some(BlockHeader { sequence: 2, ..blocks[1].header });
+            assert_eq!(resolve(&mut blocks, &HashMap::new()).gaps.len(), gaps, "term {term}");
+        }
     }
 
     #[test]
