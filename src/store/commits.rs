@@ -62,6 +62,8 @@ pub(super) struct Live {
     entered_in: Cell<u64>,
     /// Something that was logged of it is lost: nothing more of it may follow.
     is_broken: Cell<bool>,
+    /// Its end is in the log, so that the catalog learns of it: until then it stays in memory.
+    has_logged_end: Cell<bool>,
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
@@ -70,8 +72,9 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
         let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
-        let (touched_in, entered_in, is_broken) = (Cell::new(0), Cell::new(0), Cell::new(false));
-        Rc::new(Live { object, touched_in, entered_in, is_broken, tail, parts })
+        let (touched_in, entered_in) = (Cell::new(0), Cell::new(0));
+        let (is_broken, has_logged_end) = (Cell::new(false), Cell::new(false));
+        Rc::new(Live { object, touched_in, entered_in, is_broken, has_logged_end, tail, parts })
     }
 
     /// Refuses what would follow something that was lost.
@@ -150,6 +153,7 @@ impl Sink for Commits {
                     _ => Change::Interrupt { generation, at_microseconds },
                 };
                 self.end(&live, state, at_microseconds);
+                live.has_logged_end.set(true);
                 self.enter(&live, change);
             }
             Note::Delete(object) => {
@@ -297,7 +301,7 @@ impl Commits {
         let live = open.live.drain(..).map(|live| Entered {
             object: live.object.clone(),
             committed: live.object.committed(),
-            has_ended: live.object.state() != State::Live,
+            has_ended: live.has_logged_end.get(),
             resumes: live.object.resumes(),
         });
         let mut objects: Vec<Entered> = live.collect();
