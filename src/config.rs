@@ -105,6 +105,8 @@ settings! {
     head_seconds: u64 = "10", "SECONDS", read_seconds;
     /// How long a writer may send nothing before its object is interrupted
     writer_stall_seconds: u64 = "30", "SECONDS", read_seconds;
+    /// What a body must bring at least in each such time; a writer that brings less counts as stalled
+    body_floor_bytes: u64 = "0", "SIZE", read_bytes;
     /// How long a reader may take nothing before it is disconnected
     reader_stall_seconds: u64 = "60", "SECONDS", read_seconds;
     /// How long requests under way may go on after SIGTERM

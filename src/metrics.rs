@@ -83,6 +83,8 @@ metrics! {
     connections_accepted: Counter = "tailwater_connections_accepted_total";
     /// Connections refused because of a limit.
     connections_refused: Counter = "tailwater_connections_refused_total";
+    /// Clients that were cut because they were too slow, by what they were too slow with.
+    stalls: By<Stall, Counter> = "tailwater_stalls_total";
     /// Bytes of objects received from writers.
     bytes_received: Counter = "tailwater_received_bytes_total";
     /// Bytes of objects sent to readers, by where they were taken from.
@@ -338,6 +340,28 @@ pub enum Source {
 impl Label for Source {
     const NAME: &'static str = "source";
     const VALUES: &'static [&'static str] = &["arena", "files"];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What a client was too slow with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// It sent nothing of a body.
+    Writer,
+    /// It sent less of a body than the floor.
+    Body,
+    /// It took nothing of an answer.
+    Reader,
+    /// The head of a request did not come to its end.
+    Head,
+}
+
+impl Label for Stall {
+    const NAME: &'static str = "of";
+    const VALUES: &'static [&'static str] = &["writer", "body", "reader", "head"];
 
     fn index(self) -> usize {
         self as usize

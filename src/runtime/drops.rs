@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::core::tests::run_alone;
 use super::{Core, Either, Listener, Pipe, Stream, TaskGroup, channel, race, yield_now};
 use crate::context::Context;
-use crate::drops::Cut;
+use crate::drops::{Cut, begin};
 use crate::error::{Error, Kind};
 use crate::ring::simulated::{Faults, World, WorldSettings};
 use crate::ring::{Allocation, Arena, Descriptor, OpenMode, Operation, Region};
@@ -58,6 +58,17 @@ impl Scene {
         let output = self.cut.make(future).await;
         self.is_last.set(output.is_some());
         output
+    }
+
+    /// What waits for something that does not come ends when it is dropped.
+    async fn give_up<F: Future>(&self, future: F) {
+        let before = self.core.ring().in_flight();
+        assert!(begin(future).await.is_none(), "it has come");
+        let limit = self.core.precise_now() + Duration::from_secs(20);
+        while self.core.ring().in_flight() > before {
+            assert!(self.core.precise_now() < limit, "an operation goes on though nobody waits for it");
+            self.core.sleep(Duration::from_micros(100)).await;
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -306,6 +317,7 @@ const CASES: &[Case] = &[
     }),
     case!(real "Listener::accept", |scene| {
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        scene.give_up(listener.accept(&scene.core)).await;
         // It waits first, or the client is there first.
         let connect = || TcpStream::connect(listener.address()).unwrap();
         let early = (scene.number % 2 == 0).then(connect);
@@ -343,6 +355,7 @@ const CASES: &[Case] = &[
     }),
     case!(real "Stream::readable", |scene| {
         let (stream, mut peer) = pair(&scene.core).await;
+        scene.give_up(stream.readable()).await;
         let mut sender = peer.try_clone().unwrap();
         let coming = async {
             // It waits first, or the bytes are there first.
@@ -371,6 +384,7 @@ const CASES: &[Case] = &[
         while let Some(count) = stream.try_send(&[std::io::IoSlice::new(&all[sent % 4096..])], false).unwrap() {
             sent += count;
         }
+        scene.give_up(stream.writable()).await;
         let mut received = vec![0; sent];
         let draining = async {
             yield_now().await;
@@ -386,6 +400,7 @@ const CASES: &[Case] = &[
     }),
     case!(real "Stream::peer_finished", |scene| {
         let (stream, mut peer) = pair(&scene.core).await;
+        scene.give_up(stream.peer_finished()).await;
         peer.write_all(b"last").unwrap();
         peer.shutdown(Shutdown::Write).unwrap();
         scene.cut(stream.peer_finished()).await.into_iter().for_each(|outcome| outcome.unwrap());

@@ -71,6 +71,7 @@ pub(super) async fn receive(
     request: &Request,
     writer: &mut Writer,
 ) -> Result<(), Failed> {
+    connection.begin_body();
     let replaced = writer.replaced();
     let receiving = async {
         match request.head.framing {
@@ -93,6 +94,7 @@ pub(super) async fn receive_checked(
     length: u64,
     check: &mut impl Check,
 ) -> Result<(), Failed> {
+    connection.begin_body();
     let replaced = writer.replaced();
     match race(receive_as_one(connection, request, writer, length, check), replaced).await {
         Either::First(outcome) => outcome,
@@ -131,7 +133,7 @@ async fn receive_as_one(
         match appended {
             Some(0) => connection.readable().await?,
             Some(count) => {
-                connection.here.local.metrics().bytes_received.add(count as u64);
+                connection.took(count);
                 give_way(&mut turn, count).await;
             }
             None => writer.room(&request.context, wanted).await?,
@@ -161,7 +163,7 @@ async fn receive_length(
             Some(0) => connection.readable().await?,
             Some(count) => {
                 remaining -= count as u64;
-                connection.here.local.metrics().bytes_received.add(count as u64);
+                connection.took(count);
                 give_way(&mut turn, count).await;
             }
             None => writer.room(&request.context, wanted).await?,
@@ -220,7 +222,7 @@ async fn receive_chunked(
             Some(count) => {
                 connection.input.fill(behind);
                 decoder.consume_payload(count as u64);
-                connection.here.local.metrics().bytes_received.add(count as u64);
+                connection.took(count);
                 give_way(&mut turn, count).await;
             }
             None => writer.room(&request.context, payload).await?,
@@ -256,7 +258,7 @@ async fn append_input(
         match taken {
             Some(count) => {
                 appended += count;
-                connection.here.local.metrics().bytes_received.add(count as u64);
+                connection.took(count);
             }
             None => writer.room(&request.context, length - appended).await?,
         }

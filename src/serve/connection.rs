@@ -3,9 +3,10 @@
 //! What was received and not used yet belongs to the connection ([`Input`]), so that no dropped wait loses it. An
 //! idle connection holds no buffer.
 
+use std::cell::Cell;
 use std::io::IoSliceMut;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rustix::io::Errno;
@@ -19,6 +20,7 @@ use super::target::{ObjectQuery, Target};
 use super::{admin, follow, ingest, names, resumable, tus};
 use crate::context::{Context, Peer, RequestId};
 use crate::error::Error;
+use crate::metrics::Stall;
 use crate::runtime::{Either, Elapsed, Stream, race};
 
 /// How much is received at a time while heads or chunk lines are awaited, in bytes.
@@ -141,6 +143,8 @@ pub(super) struct Connection {
     door: Door,
     /// What it runs under, and all requests on it.
     context: Context,
+    /// Since when a body is measured, and how many bytes of it have come since.
+    pace: Cell<(Instant, u64)>,
 }
 
 /// A request and what its answer needs.
@@ -162,7 +166,8 @@ pub(super) fn refuse(here: &Here, stream: &Stream) {
 
 impl Connection {
     pub fn new(here: Rc<Here>, context: Context, stream: Stream, door: Door, input: Input) -> Connection {
-        Connection { here, stream, input, door, context }
+        let pace = Cell::new((here.local.core().now(), 0));
+        Connection { here, stream, input, door, context, pace }
     }
 
     /// Serves requests until the connection ends.
@@ -246,6 +251,7 @@ impl Connection {
                 Either::First(outcome) => outcome?,
                 Either::Second(_) if is_idle => return Ok(None),
                 Either::Second(_) => {
+                    self.note_stall(Stall::Head, limit_seconds);
                     let detail = format!("the head did not come within {limit_seconds} seconds");
                     return Err(Refusal::Problem(Problem::request_timeout(detail)));
                 }
@@ -371,18 +377,56 @@ impl Connection {
 
     /// Waits until the client can take more, for as long as a reader may stall.
     pub async fn writable(&self) -> Result<(), Broken> {
-        self.wait(self.here.config().reader_stall_seconds, self.stream.writable()).await
+        let seconds = self.here.config().reader_stall_seconds;
+        self.wait(Stall::Reader, seconds, self.stream.writable()).await
     }
 
-    /// Waits until the client has sent more, for as long as a writer may stall.
+    /// A body begins: from now on its client has to keep up with the floor.
+    pub fn begin_body(&self) {
+        self.pace.set((self.here.local.core().now(), 0));
+    }
+
+    /// Counts bytes of a body.
+    pub fn took(&self, bytes: usize) {
+        let (since, former) = self.pace.get();
+        self.pace.set((since, former + bytes as u64));
+        self.here.local.metrics().bytes_received.add(bytes as u64);
+    }
+
+    /// Waits until the client has sent more of a body, for as long as a writer may stall.
     pub async fn readable(&self) -> Result<(), Broken> {
-        self.wait(self.here.config().writer_stall_seconds, self.stream.readable()).await
+        let config = self.here.config();
+        let (now, (since, bytes)) = (self.here.local.core().now(), self.pace.get());
+        if now.saturating_duration_since(since) >= Duration::from_secs(config.writer_stall_seconds) {
+            if bytes < config.body_floor_bytes {
+                self.note_stall(Stall::Body, config.writer_stall_seconds);
+                return Err(Broken::Stalled);
+            }
+            self.pace.set((now, 0));
+        }
+        self.wait(Stall::Writer, config.writer_stall_seconds, self.stream.readable()).await
     }
 
-    async fn wait(&self, seconds: u64, ready: impl Future<Output = Result<(), Errno>>) -> Result<(), Broken> {
+    async fn wait(
+        &self,
+        stall: Stall,
+        seconds: u64,
+        ready: impl Future<Output = Result<(), Errno>>,
+    ) -> Result<(), Broken> {
         let core = self.here.local.core();
-        core.under(&self.context, within(&self.here, seconds, ready)).await???;
+        let outcome = core.under(&self.context, within(&self.here, seconds, ready)).await?;
+        if outcome.is_err() {
+            self.note_stall(stall, seconds);
+        }
+        outcome??;
         Ok(())
+    }
+
+    /// Says that a client is cut because it is too slow.
+    fn note_stall(&self, stall: Stall, seconds: u64) {
+        self.here.local.metrics().stalls.of(stall).increment();
+        let peer = self.context.value().map(|Peer(address)| tracing::field::display(address));
+        tracing::info!(?stall, seconds, peer, "a client is too slow, and is cut");
     }
 
     /// Ends the sending side and takes what the client still sends for a moment: closing at once would reset the

@@ -60,21 +60,36 @@ pub(super) struct Live {
     touched_in: Cell<u64>,
     /// The last of the core's batches for the catalog that it is in.
     entered_in: Cell<u64>,
-    /// Something that was logged of it is lost: nothing more of it may follow.
+    /// Its creation is durable.
+    is_created: Cell<bool>,
+    /// Something that was logged of it is lost: nothing of it may follow but that it is interrupted.
     is_broken: Cell<bool>,
-    /// Its end is in the log, so that the catalog learns of it: until then it stays in memory.
-    has_logged_end: Cell<bool>,
+    /// Its end is durable.
+    has_end: Cell<bool>,
+    /// How often its writing had been taken up again when this began.
+    resumes: u64,
     tail: RefCell<Tail>,
     /// Durable parts of an append that is not whole yet.
     parts: RefCell<Vec<Extent>>,
 }
 
 impl Live {
-    pub(super) fn new(object: Arc<Object>) -> Rc<Live> {
+    /// With `is_created`, of one that is there already.
+    pub(super) fn new(object: Arc<Object>, is_created: bool) -> Rc<Live> {
         let (tail, parts) = (RefCell::new(object.extents().tail()), RefCell::default());
-        let (touched_in, entered_in) = (Cell::new(0), Cell::new(0));
-        let (is_broken, has_logged_end) = (Cell::new(false), Cell::new(false));
-        Rc::new(Live { object, touched_in, entered_in, is_broken, has_logged_end, tail, parts })
+        let (touched_in, entered_in, is_created) = (Cell::new(0), Cell::new(0), Cell::new(is_created));
+        let (is_broken, has_end, resumes) = (Cell::new(false), Cell::new(false), object.resumes());
+        Rc::new(Live { object, touched_in, entered_in, is_created, is_broken, has_end, resumes, tail, parts })
+    }
+
+    /// How long it is if it is interrupted now, where that is known by itself: of what is lost nothing counts. None: of
+    /// what was lost not even the creation is there.
+    pub(super) fn length_left(&self, length: u64) -> Option<u64> {
+        match (self.is_broken.get(), self.is_created.get()) {
+            (false, _) => Some(length),
+            (true, true) => Some(self.object.committed()),
+            (true, false) => None,
+        }
     }
 
     /// Refuses what would follow something that was lost.
@@ -142,6 +157,7 @@ impl Sink for Commits {
         self.follow(&placement);
         match note {
             Note::Create { live, document, at_microseconds } => {
+                live.is_created.set(true);
                 let (generation, name) = (live.object.generation(), live.object.name().clone());
                 self.enter(&live, Change::Create { generation, name, document, at_microseconds });
             }
@@ -152,8 +168,11 @@ impl Sink for Commits {
                     State::Sealed => Change::Seal { generation, length, at_microseconds },
                     _ => Change::Interrupt { generation, at_microseconds },
                 };
-                self.end(&live, state, at_microseconds);
-                live.has_logged_end.set(true);
+                live.has_end.set(true);
+                // Where something was lost its followers know already, and somebody may have gone on since.
+                if live.object.state() == State::Live && live.object.resumes() == live.resumes {
+                    self.end(&live, state, at_microseconds);
+                }
                 self.enter(&live, change);
             }
             Note::Delete(object) => {
@@ -301,8 +320,8 @@ impl Commits {
         let live = open.live.drain(..).map(|live| Entered {
             object: live.object.clone(),
             committed: live.object.committed(),
-            has_ended: live.has_logged_end.get(),
-            resumes: live.object.resumes(),
+            has_ended: live.has_end.get(),
+            resumes: live.resumes,
         });
         let mut objects: Vec<Entered> = live.collect();
         objects.extend(open.copied.drain(..).map(|object| Entered {

@@ -67,8 +67,6 @@ pub(super) struct Census {
 }
 
 type Running = Pin<Box<dyn Future<Output = ()>>>;
-/// Whether what is to hold afterwards held.
-type Watched = Pin<Box<dyn Future<Output = bool>>>;
 
 /// A case of what is called on a core.
 struct LocalCase {
@@ -886,6 +884,9 @@ async fn go_through(
     }
 }
 
+/// Whether the future came to its end.
+type Watched = Pin<Box<dyn Future<Output = bool>>>;
+
 fn go_through_worlds<C>(
     cases: &'static [C],
     of: fn(&C) -> &'static str,
@@ -991,7 +992,7 @@ fn nothing_is_left_of_what_is_dropped_by_another_thread_over_a_real_engine() {
     for case in HANDLE_CASES {
         // Each time threads meet otherwise.
         for _ in 0..12 {
-            let mut cut = Cut::first();
+            let mut cut = Cut::first().among_threads();
             loop {
                 let scene =
                     Rc::new(Scene { store: store.clone(), cut, number: cuts, is_last: Cell::new(false) });

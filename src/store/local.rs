@@ -222,7 +222,7 @@ impl LocalStore {
         object.set_home(self.core.index());
         let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
         drop(pin);
-        let live = Live::new(object);
+        let live = Live::new(object, false);
         let appended = self.log.append(
             document.len(),
             true,
@@ -675,6 +675,7 @@ impl LocalStore {
         let task = async move {
             let context = Context::background();
             let outcome = loop {
+                let Some(length) = live.length_left(length) else { return };
                 match local.append_end(&live, State::Interrupted, length) {
                     Ok(Some(_)) => break Ok(()),
                     Ok(None) => {}
@@ -703,7 +704,9 @@ impl LocalStore {
 
     /// Puts the end of an object into the log. None: there is no room now.
     pub(super) fn append_end(&self, live: &Rc<Live>, state: State, length: u64) -> Result<Option<u64>> {
-        live.check_not_broken()?;
+        if state == State::Sealed {
+            live.check_not_broken()?;
+        }
         let timestamp = microseconds(self.core.wall_clock());
         let kind = if state == State::Sealed { RecordKind::Seal } else { RecordKind::Interrupt };
         let generation = live.object.generation();

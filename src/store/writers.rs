@@ -287,7 +287,7 @@ impl LocalStore {
         self.metrics().objects_live.increment();
         self.writers().begin(generation);
         let left = Left {
-            live: Live::new(object.clone()),
+            live: Live::new(object.clone(), true),
             offset,
             sequence: None,
             promise: None,
