@@ -152,7 +152,7 @@ struct State<N> {
     given_up: Vec<(Range<u64>, Error)>,
     /// How many sequences were told to appends and are not in the log.
     skipped: u64,
-    /// The next segment makes clear that blocks which were given up are void.
+    /// Blocks were given up, and none of a later term is durable that makes clear that they are void.
     voids: bool,
     spare_notes: Vec<Vec<Noted<N>>>,
 }
@@ -704,7 +704,7 @@ impl<S: Sink> Log<S> {
             return false;
         };
         self.keeper.set_need(None);
-        if std::mem::take(&mut state.voids) {
+        if state.voids {
             prepared.segment.pin();
         }
         let next = Active { is_reserve: is_reserve || prepared.is_reserve, ..self.activate(prepared) };
@@ -845,6 +845,8 @@ impl<S: Sink> Log<S> {
             let Some(flying) = state.in_flight.pop_front() else { break };
             state.bytes_in_flight -= flying.region.len();
             state.durable_sequence = flying.sequence + 1;
+            // Its term says from here on what is void.
+            state.voids &= !flying.segment.is_pinned();
             let term = state.term;
             let told = flying.sequence + state.skipped;
             let later = state.waiting_for_durable.split_off(&(told + 1, 0));
