@@ -562,6 +562,11 @@ impl<S: Sink> Log<S> {
         }
     }
 
+    /// Whether the last segment may hold blocks that were given up, and nothing says yet that they are void.
+    pub fn has_blocks_to_void(&self) -> bool {
+        self.state.borrow().voids
+    }
+
     /// Gives back the room that nothing was written to in the last segment. Nothing is to be appended any more. Dropping
     /// the future leaves the room given back, in part, or not.
     pub async fn trim(&self) {

@@ -793,7 +793,8 @@ impl LocalStore {
         self.log.close();
         // Before the catalog says that there is nothing more to be read in it.
         self.log.trim().await;
-        self.commits.cut(true);
+        // What was given up is made unreadable by the next start, which looks only at what is not known as full.
+        self.commits.cut(!self.log.has_blocks_to_void());
         self.keeper.release();
         outcome
     }
