@@ -298,17 +298,25 @@ impl Survey {
         Ok(found)
     }
 
+    /// Makes blocks unreadable that do not count, in segments where others do: why they do not may be written in
+    /// segments that are used again one day. To be done before anybody notes that these segments need not be read again.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub async fn clear_void(&self, core: &Rc<Core>, space: &Arc<Space>) -> Result<()> {
+        for (number, positions) in &self.void {
+            clear_blocks(core, space, *number, positions).await?;
+        }
+        Ok(())
+    }
+
     /// Makes sure that what does not count never will, and gives back the room behind what does: a start goes on in
-    /// segments of its own. Answers the segments that hold nothing, each with its new epoch.
+    /// segments of its own. Answers the segments that hold nothing, each with its new epoch. After
+    /// [`Survey::clear_void`].
     ///
     /// # Errors
     /// What the device says.
     pub async fn settle(&self, core: &Rc<Core>, space: &Arc<Space>) -> Result<Vec<(u64, u64)>> {
-        // Why a block does not count may be written in segments that are used again one day: it is made unreadable
-        // now.
-        for (number, positions) in &self.void {
-            clear_blocks(core, space, *number, positions).await?;
-        }
         for &(number, end) in &self.ends {
             if let Err(errno) = trim(core, space, number, end).await {
                 tracing::debug!(segment = number, %errno, "the rest of a segment could not be given back");

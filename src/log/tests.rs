@@ -178,6 +178,7 @@ async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<(Recovered, Cont
             }
         }
     }
+    survey.clear_void(core, space).await?;
     for (number, _) in survey.settle(core, space).await? {
         space.set_free(number);
     }

@@ -94,7 +94,7 @@ impl Offline {
             Some(database) => database,
             None => Database::open_on(InMemoryBackend::new(), space.settings().store)?,
         };
-        let learned = learn(core, &space, &database, is_rebuilt).await?;
+        let learned = learn(core, &space, &database, is_rebuilt, false).await?;
         let findings = learned.recovered.damage.into_iter().map(Finding::new).collect();
         let surveyed = learned.survey.segments.iter().map(|segment| segment.number).collect();
         let void = learned.survey.void.into_iter().collect();

@@ -58,7 +58,7 @@ pub async fn recover(
     is_rebuilt: bool,
 ) -> Result<Recovered> {
     let began = core.precise_now();
-    let Learned { mut recovered, survey, outcome } = learn(core, space, database, is_rebuilt).await?;
+    let Learned { mut recovered, survey, outcome } = learn(core, space, database, is_rebuilt, true).await?;
     let cleared = survey.settle(core, space).await?;
     let freed = cleared.iter().map(|&(number, epoch)| Step::Free(SegmentUse { number, epoch }));
     let freed: Vec<Step> = freed.collect();
@@ -83,7 +83,8 @@ pub struct Learned {
     pub outcome: Outcome,
 }
 
-/// As [`recover`], and leaves the segments as they are: only the catalog is changed.
+/// As [`recover`], and leaves the segments as they are: only the catalog is changed. With `is_start`, blocks that do not
+/// count are made unreadable before the catalog covers their segments: a crash in between would leave them for ever.
 ///
 /// # Errors
 /// A folder, file or catalog that cannot be read, a catalog that cannot be written.
@@ -92,6 +93,7 @@ pub async fn learn(
     space: &Arc<Space>,
     database: &Database,
     is_rebuilt: bool,
+    is_start: bool,
 ) -> Result<Learned> {
     let coverage = database.coverage()?;
     let known = Known { segments: coverage.segments, logs: coverage.logs };
@@ -144,6 +146,9 @@ pub async fn learn(
                  when the store ended"
             )
         }));
+    }
+    if is_start {
+        survey.clear_void(core, space).await?;
     }
     let (outcome, damage) = database.settle(&reading.touched, is_rebuilt)?;
     recovered.damage.extend(reading.damage);

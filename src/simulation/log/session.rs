@@ -174,6 +174,7 @@ async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> EngineResult<Recovery> 
             recovery.records.push((record, segment.clone()));
         }
     }
+    survey.clear_void(core, space).await?;
     for (number, _) in survey.settle(core, space).await? {
         space.set_free(number);
     }
