@@ -563,7 +563,10 @@ async fn find_header(
     let (bytes, behind) = bytes[..result?].split_at_checked(SEGMENT_HEADER_LENGTH).unwrap_or_default();
     let first = BlockHeader::decode(behind)
         .filter(|block| block.store == settings.store && block.position == SEGMENT_HEADER_LENGTH as u64);
-    if first.is_none() && bytes.iter().all(|&byte| byte == 0) {
+    // A free segment that lost its room is initialised again, header and all: a crash in between leaves what lay in it
+    // before, of an earlier use.
+    let is_free = |epoch: u64| matches!(known, Some(KnownSegment::Free { epoch: freed }) if epoch <= freed);
+    if bytes.iter().all(|&byte| byte == 0) && first.is_none_or(|block| is_free(block.epoch)) {
         return Ok(FoundHeader::None);
     }
     let header =
