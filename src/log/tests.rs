@@ -392,7 +392,8 @@ fn a_short_write_is_continued() {
 
 #[test]
 fn blocks_that_fail_are_written_again_elsewhere_in_order() {
-    for failures in 1..6 {
+    // The first one in flight, and two attempts: with more, a log with little in flight has failed for good.
+    for failures in 1..4 {
         let folder = tempfile::tempdir().unwrap();
         with_log(folder.path(), |bench| async move {
             for number in 0..20 {
