@@ -30,12 +30,14 @@ use crate::error::{Error, Kind, Result};
 use crate::log::format::{ALIGNMENT, RecordKind, record_length};
 use crate::log::{RecoveredRecord, Space, records_in};
 use crate::ring::OpenMode;
-use crate::runtime::{Receiver, channel, race};
+use crate::runtime::{Either, Receiver, channel, race};
 
 /// How long it rests between two looks.
 const REST: Duration = Duration::from_secs(5);
 /// Segments for which there must be room beside those that are kept prepared; below that room is short.
 const SEGMENTS_AHEAD: u64 = 4;
+/// How long it rests without a look at the room.
+const NAP: Duration = Duration::from_secs(1);
 /// How long it rests behind a segment while room is short.
 const REST_WHEN_SHORT: Duration = Duration::from_millis(100);
 /// A segment is copied from when less than this share of what it takes of the disk is alive, in percent.
@@ -104,8 +106,14 @@ pub(super) async fn look_after(local: Rc<LocalStore>, retention: Retention) {
             });
         }
         local.core().sleep(REST_WHEN_SHORT).await;
-        if !goes_on {
-            race(local.core().sleep(REST), local.room_is_wanted()).await;
+        // What is dead in the meantime fills a small disk sooner than that.
+        let mut rested = Duration::ZERO;
+        while !goes_on && rested < REST {
+            rested += NAP;
+            let woken = race(local.core().sleep(NAP), local.room_is_wanted()).await;
+            if matches!(woken, Either::Second(())) || local.is_room_short(SEGMENTS_AHEAD) {
+                break;
+            }
         }
     }
 }
