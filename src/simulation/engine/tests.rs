@@ -1,14 +1,10 @@
 use super::inspection::{Found, verified};
 use super::*;
 
-/// Seeds that are known to fail, and why nobody has repaired it yet. 22: who verifies without the catalog takes what is
-/// left of a torn block at the end of a segment for damage, where the segments behind it were used again.
-const OPEN: [u64; 1] = [22];
-
 #[test]
 fn what_the_engine_promises_holds_under_cuts_kills_and_faults() {
     let mut sum = Tally::default();
-    for seed in (0..60).filter(|seed| !OPEN.contains(seed)) {
+    for seed in 0..60 {
         let outcome = run(seed, Limits::default());
         sum.add(&outcome.unwrap_or_else(|violation| panic!("scripts/simulate --engine {seed}: {violation}")));
     }
