@@ -43,14 +43,15 @@ fn each_kind_of_stall_is_cut_counted_and_named() {
 #[test]
 fn a_body_slower_than_the_floor_is_cut_and_one_that_keeps_up_is_not() {
     let server =
-        Server::start_with(&["--writer-stall-seconds", "1", "--body-floor-bytes", "1000", "--cores", "1"]);
+        Server::start_with(&["--writer-stall-seconds", "1", "--body-floor-bytes", "30000", "--cores", "1"]);
     let mut steady = server.begin_put("/b/steady", None, &[]);
     let mut trickle = server.begin_put("/b/trickle", None, &[]);
     let mut sent = 0;
-    // Both send all the time; what tells them apart is how much.
+    // Both send all the time; what tells them apart is how much. On the fastest machine a round is longer than
+    // 1/30,000 s, or the trickle would keep up; on the slowest, shorter than 1/3 s, or the other would not.
     while trickle.try_send(b"x") && stalls(&server, "body") == 0 {
-        steady.send(&[b'y'; 500]);
-        sent += 500;
+        steady.send(&[b'y'; 10_000]);
+        sent += 10_000;
     }
     eventually("the trickle is cut", || stalls(&server, "body") == 1);
     server.await_state("/b/trickle", "interrupted");
