@@ -51,6 +51,16 @@ pub enum KnownSegment {
     },
 }
 
+impl KnownSegment {
+    fn epoch(self) -> u64 {
+        match self {
+            KnownSegment::Covered { epoch }
+            | KnownSegment::Begun { epoch }
+            | KnownSegment::Free { epoch } => epoch,
+        }
+    }
+}
+
 /// What need not be read, because somebody keeps books of it.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
@@ -140,18 +150,16 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             survey.damage.push(format!("segment {number} is missing: what lies in it is lost"));
         }
     }
-    let covered = |number: &u64| match known.segments.get(number) {
-        Some(&KnownSegment::Covered { epoch }) => Some(epoch),
-        _ => None,
-    };
+    // Whatever the files say: that of a free segment may have lost its header while it was being initialised again.
+    for (&number, segment) in &known.segments {
+        space.resume_after(number, segment.epoch());
+    }
+    let is_covered = |number: &u64| matches!(known.segments.get(number), Some(KnownSegment::Covered { .. }));
     let mut to_check = COVERED_CHECKED;
     for number in numbers.into_iter().rev() {
         let known = known.segments.get(&number);
-        if let Some(epoch) = covered(&number) {
-            space.resume_after(number, epoch);
-            if to_check == 0 {
-                continue;
-            }
+        if is_covered(&number) && to_check == 0 {
+            continue;
         }
         let path = Space::path(&settings.folder, number);
         let failed = |what: &str, errno: Errno| Error::device(format!("{what} {}", path.display()), errno);
@@ -162,7 +170,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
                 Error::new(Kind::DataFolder, format!("{}: {message}", path.display()))
             }
         };
-        if covered(&number).is_some() {
+        if is_covered(&number) {
             to_check -= 1;
             read_header(core, settings.store, &file).await.map_err(scan_failed)?;
             continue;

@@ -185,6 +185,17 @@ async fn recover(core: &Rc<Core>, space: &Arc<Space>) -> Result<(Recovered, Cont
     Ok((recovered, survey.logs.get(&0).copied().unwrap_or_default()))
 }
 
+fn space(folder: &Path) -> Arc<Space> {
+    Space::new(SpaceSettings {
+        folder: folder.to_owned(),
+        store: 77,
+        segment_bytes: SEGMENT_BYTES,
+        direct: true,
+        spare_segments: 1,
+        reserve_bytes: 0,
+    })
+}
+
 struct Bench {
     core: Rc<Core>,
     log: Rc<Log<Durable>>,
@@ -197,14 +208,7 @@ struct Bench {
 
 impl Bench {
     async fn open(core: &Rc<Core>, folder: &Path, fault: Rc<Cell<Fault>>) -> Result<Bench> {
-        let space = Space::new(SpaceSettings {
-            folder: folder.to_owned(),
-            store: 77,
-            segment_bytes: SEGMENT_BYTES,
-            direct: true,
-            spare_segments: 1,
-            reserve_bytes: 0,
-        });
+        let space = space(folder);
         let (recovered, continuation) = recover(core, &space).await?;
         let free = Arc::downgrade(&space);
         space.set_cleared(Box::new(move |number, _| {
@@ -574,4 +578,27 @@ fn a_full_disk_has_room_for_deletions_and_data_does_not_take_it() {
             assert!(bench.log.room(&context, 4000, true).await.is_err(), "data takes what deletions left");
         }
     });
+}
+
+/// A kill while a free segment was being initialised again had left it without a header. Its epoch came again, the catalog
+/// took what was written under it for nothing, and the next start would have lost it.
+#[test]
+fn an_epoch_that_somebody_knows_of_does_not_come_again() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(Space::path(folder.path(), 3), vec![0; SEGMENT_BYTES as usize]).unwrap();
+    let known = Known {
+        segments: [
+            (3, KnownSegment::Free { epoch: 500 }),
+            // Whose file is not there at all.
+            (7, KnownSegment::Free { epoch: 20 }),
+        ]
+        .into(),
+        ..Known::default()
+    };
+    let space = space(folder.path());
+    let surveyed = space.clone();
+    let core = Core::new(0, Ring::new(Box::new(Uring::new().unwrap())), Mailbox::new().unwrap());
+    let inner = core.clone();
+    core.run(async move { survey(&inner, &surveyed, &known).await.map(|_| ()) }).unwrap().unwrap();
+    assert_eq!((space.next_epoch(), space.segments()), (501, 7));
 }

@@ -80,10 +80,7 @@ pub(super) async fn receive(
             Framing::None => Ok(()),
         }
     };
-    match race(receiving, replaced).await {
-        Either::First(outcome) => outcome,
-        Either::Second(()) => Err(Failed::Broken(Broken::Replaced)),
-    }
+    unless_replaced(receiving, replaced).await
 }
 
 /// Receives a body of a declared length as one append, which counts only when `check` has seen all of it.
@@ -96,7 +93,14 @@ pub(super) async fn receive_checked(
 ) -> Result<(), Failed> {
     connection.begin_body();
     let replaced = writer.replaced();
-    match race(receive_as_one(connection, request, writer, length, check), replaced).await {
+    unless_replaced(receive_as_one(connection, request, writer, length, check), replaced).await
+}
+
+async fn unless_replaced(
+    receiving: impl Future<Output = Result<(), Failed>>,
+    replaced: impl Future<Output = ()>,
+) -> Result<(), Failed> {
+    match race(receiving, replaced).await {
         Either::First(outcome) => outcome,
         Either::Second(()) => Err(Failed::Broken(Broken::Replaced)),
     }
@@ -119,8 +123,7 @@ async fn receive_as_one(
             let count = if input.is_empty() {
                 receive_some(stream, &mut [IoSliceMut::new(space)])?
             } else {
-                let count = space.len().min(input.filled().len());
-                space[..count].copy_from_slice(&input.filled()[..count]);
+                let count = copy_some(input.filled(), space);
                 input.consume(count);
                 count
             };
@@ -239,6 +242,13 @@ fn receive_some(stream: &crate::runtime::Stream, buffers: &mut [IoSliceMut<'_>])
     }
 }
 
+/// Copies as much as there is, or there is room for.
+fn copy_some(bytes: &[u8], space: &mut [u8]) -> usize {
+    let count = space.len().min(bytes.len());
+    space[..count].copy_from_slice(&bytes[..count]);
+    count
+}
+
 /// Appends bytes that are in the input already.
 async fn append_input(
     connection: &mut Connection,
@@ -250,11 +260,7 @@ async fn append_input(
     let mut appended = 0;
     while appended < length {
         let bytes = &connection.input.filled()[start + appended..start + length];
-        let taken = writer.append_from(bytes.len(), |space| {
-            let count = space.len().min(bytes.len());
-            space[..count].copy_from_slice(&bytes[..count]);
-            Ok::<_, Failed>(count)
-        })?;
+        let taken = writer.append_from(bytes.len(), |space| Ok::<_, Failed>(copy_some(bytes, space)))?;
         match taken {
             Some(count) => {
                 appended += count;

@@ -173,16 +173,23 @@ impl Connection {
     /// Serves requests until the connection ends.
     pub async fn serve(mut self) {
         loop {
-            let mut mark = self.input.mark();
             let next = match self.read_head().await {
                 Ok(Some(Parsed::Complete { head, length })) => {
-                    mark = self.input.mark();
+                    let mark = self.input.mark();
                     self.input.consume(length);
                     let id = self.here.next_request();
                     // What a request has begun elsewhere and nobody waits for any more ends with it.
                     let (context, _over) = self.context.with_value(id).with_cancel();
                     let span = context.span();
-                    self.exchange(head, id, context).instrument(span).await
+                    match self.exchange(head, id, context).instrument(span).await {
+                        Ok(Next::Elsewhere(core)) => {
+                            self.input.restore(mark);
+                            let input = std::mem::take(&mut self.input);
+                            self.here.send_to(core, Arrival::moved(self.door, &self.stream, input));
+                            return;
+                        }
+                        next => next,
+                    }
                 }
                 Ok(Some(Parsed::Refused { problem, method, version, length })) => {
                     self.input.consume(length);
@@ -196,15 +203,9 @@ impl Connection {
             };
             match next {
                 Ok(Next::Request) if !self.here.is_draining() => {}
-                Ok(Next::Elsewhere(core)) => {
-                    self.input.restore(mark);
-                    let input = std::mem::take(&mut self.input);
-                    self.here.send_to(core, Arrival::moved(self.door, &self.stream, input));
-                    return;
-                }
                 // What the client has sent and nobody has read would make closing a reset, and the end of the answer
                 // could be lost with it.
-                Ok(Next::Request | Next::Close) => {
+                Ok(_) => {
                     self.linger().await;
                     return;
                 }
@@ -247,10 +248,13 @@ impl Connection {
             let limit_seconds = if is_idle { config.idle_seconds } else { config.head_seconds };
             let deadline = *deadline.get_or_insert_with(|| core.now() + Duration::from_secs(limit_seconds));
             let limit = race(core.sleep_until(deadline), self.here.drained(ends_with_drain));
-            match race(self.stream.readable(), limit).await {
-                Either::First(outcome) => outcome?,
-                Either::Second(_) if is_idle => return Ok(None),
-                Either::Second(_) => {
+            match core.under(&self.context, race(self.stream.readable(), limit)).await {
+                Err(_) => return Ok(None),
+                Ok(Either::First(outcome)) => outcome?,
+                // A request that came before the end of the node's patience is answered.
+                Ok(Either::Second(Either::Second(()))) => {}
+                Ok(Either::Second(Either::First(()))) if is_idle => return Ok(None),
+                Ok(Either::Second(Either::First(()))) => {
                     self.note_stall(Stall::Head, limit_seconds);
                     let detail = format!("the head did not come within {limit_seconds} seconds");
                     return Err(Refusal::Problem(Problem::request_timeout(detail)));

@@ -13,9 +13,10 @@ use super::head::{Framing, Version};
 use super::ingest::{begin, conclude, declared_length, go_on, metadata_of, reply_object};
 use super::problem::Problem;
 use super::target::Target;
-use super::uploads::{UPLOAD_LENGTH, UPLOAD_OFFSET, bytes_in, find, gone, look, resume, wrong_offset};
-use crate::error::Kind;
-use crate::store::{Name, State, Writer};
+use super::uploads::{
+    UPLOAD_LENGTH, UPLOAD_OFFSET, bytes_in, delete, look, offset_of, take_up, wrong_offset,
+};
+use crate::store::{Name, Writer};
 
 /// The version of the draft that client and server must have in common for interim answers.
 const INTEROP_VERSION: HeaderValue = HeaderValue::from_static("8");
@@ -180,24 +181,17 @@ async fn append(
         let detail = format!("the body of a PATCH is {PARTIAL_UPLOAD}");
         return Err(Problem::unsupported_media_type(detail).into());
     }
-    let offset = bytes_in(request, &UPLOAD_OFFSET)?
-        .ok_or_else(|| Problem::bad_request("a PATCH says by Upload-Offset where it goes on"))?;
+    let offset = offset_of(request)?;
     let is_complete = completeness(&head.headers).ok_or_else(|| {
         Problem::bad_request("a PATCH says by Upload-Complete whether it has the last bytes: ?1 or ?0")
     })?;
-    let object = find(connection, request, name, Some(generation)).await?.ok_or_else(|| gone(name))?;
-    let resumed = match object.state() {
-        State::Sealed => None,
-        _ => match resume(connection, request, name, generation).await {
-            // It was completed by the request that was under way.
-            Err(_) if object.state() == State::Sealed => None,
-            resumed => Some(resumed?),
-        },
-    };
-    let Some(mut writer) = resumed else {
-        let problem = Problem::bad_request("the upload is complete").of_kind(COMPLETED_UPLOAD);
-        let problem = problem.with(UPLOAD_COMPLETE, boolean(true));
-        return Err(problem.with(UPLOAD_OFFSET, object.committed().into()).into());
+    let mut writer = match take_up(connection, request, name, generation).await? {
+        Ok(writer) => writer,
+        Err(object) => {
+            let problem = Problem::bad_request("the upload is complete").of_kind(COMPLETED_UPLOAD);
+            let problem = problem.with(UPLOAD_COMPLETE, boolean(true));
+            return Err(problem.with(UPLOAD_OFFSET, object.committed().into()).into());
+        }
     };
     if writer.offset() != offset {
         let problem = wrong_offset(writer.offset(), offset);
@@ -216,10 +210,7 @@ async fn cancel(
     name: &Name,
     generation: u64,
 ) -> Result<Next, Failed> {
-    match connection.here.local.delete_generation(&request.context, name, generation).await {
-        Err(error) if error.kind() == Kind::NotFound => return Err(gone(name).into()),
-        outcome => outcome?,
-    }
+    delete(connection, request, name, generation).await?;
     Ok(connection.reply(request, StatusCode::NO_CONTENT, &[], b"").await?)
 }
 

@@ -20,9 +20,10 @@ use super::head::Framing;
 use super::ingest::{begin, conclude, go_on};
 use super::problem::Problem;
 use super::target::TusTarget;
-use super::uploads::{UPLOAD_LENGTH, UPLOAD_OFFSET, bytes_in, find, gone, look, resume, wrong_offset};
-use crate::error::Kind;
-use crate::store::{Metadata, Name, State, Writer};
+use super::uploads::{
+    UPLOAD_LENGTH, UPLOAD_OFFSET, bytes_in, delete, look, offset_of, take_up, wrong_offset,
+};
+use crate::store::{Metadata, Name, Writer};
 
 const TUS_RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");
 const TUS_VERSION: HeaderName = HeaderName::from_static("tus-version");
@@ -309,26 +310,19 @@ async fn append(
     generation: u64,
 ) -> Result<Next, Failed> {
     check_content_type(request)?;
-    let offset = bytes_in(request, &UPLOAD_OFFSET)?
-        .ok_or_else(|| Problem::bad_request("a PATCH says by Upload-Offset where it goes on"))?;
+    let offset = offset_of(request)?;
     let length = bytes_in(request, &UPLOAD_LENGTH)?;
-    let object = find(connection, request, name, Some(generation)).await?.ok_or_else(|| gone(name))?;
-    let resumed = match object.state() {
-        State::Sealed => None,
-        _ => match resume(connection, request, name, generation).await {
-            Err(_) if object.state() == State::Sealed => None,
-            resumed => Some(resumed?),
-        },
-    };
-    let Some(mut writer) = resumed else {
+    let mut writer = match take_up(connection, request, name, generation).await? {
+        Ok(writer) => writer,
         // All of it is there: a client that did not hear so may ask for nothing more.
-        if offset == object.committed() && !request.head.framing.has_body() {
+        Err(object) if offset == object.committed() && !request.head.framing.has_body() => {
             let headers = [(TUS_RESUMABLE, VERSION), (UPLOAD_OFFSET, offset.into())];
             return Ok(connection.reply(request, StatusCode::NO_CONTENT, &headers, b"").await?);
         }
-        return Err(Problem::conflict("the upload is complete")
-            .with(UPLOAD_OFFSET, object.committed().into())
-            .into());
+        Err(object) => {
+            let problem = Problem::conflict("the upload is complete");
+            return Err(problem.with(UPLOAD_OFFSET, object.committed().into()).into());
+        }
     };
     if writer.offset() != offset {
         return Err(wrong_offset(writer.offset(), offset).into());
@@ -348,10 +342,7 @@ async fn terminate(
     name: &Name,
     generation: u64,
 ) -> Result<Next, Failed> {
-    match connection.here.local.delete_generation(&request.context, name, generation).await {
-        Err(error) if error.kind() == Kind::NotFound => return Err(gone(name).into()),
-        outcome => outcome?,
-    }
+    delete(connection, request, name, generation).await?;
     Ok(connection.reply(request, StatusCode::NO_CONTENT, &[(TUS_RESUMABLE, VERSION)], b"").await?)
 }
 

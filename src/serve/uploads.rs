@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue};
 use super::body::Failed;
 use super::connection::{Connection, Request};
 use super::problem::Problem;
+use crate::error::Kind;
 use crate::store::{Name, Object, Resumed, State, Writer};
 
 pub(super) const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
@@ -33,24 +34,17 @@ pub(super) async fn look(
     name: &Name,
     generation: u64,
 ) -> Result<Standing, Failed> {
-    let object = find(connection, request, name, Some(generation)).await?;
-    let object = object.ok_or_else(|| gone(name))?;
-    let declared = object.metadata().declared_length;
-    if object.state() == State::Live {
-        match resume(connection, request, name, generation).await {
-            Ok(writer) => {
-                let (offset, length) = (writer.offset(), writer.declared_length());
-                return Ok(Standing { object, offset, length, is_complete: false });
-            }
-            // It was sealed just now.
-            Err(_) if object.state() == State::Sealed => {}
-            Err(failed) => return Err(failed),
+    match take_up(connection, request, name, generation).await? {
+        Ok(writer) => {
+            let (object, offset, length) =
+                (writer.object().clone(), writer.offset(), writer.declared_length());
+            Ok(Standing { object, offset, length, is_complete: false })
+        }
+        Err(object) => {
+            let (offset, declared) = (object.committed(), object.metadata().declared_length);
+            Ok(Standing { object, offset, length: declared.or(Some(offset)), is_complete: true })
         }
     }
-    let is_complete = object.state() == State::Sealed;
-    let offset = object.committed();
-    let length = declared.or(is_complete.then_some(offset));
-    Ok(Standing { object, offset, length, is_complete })
 }
 
 /// A generation of a name; of those that are not complete the newest, where none is asked for.
@@ -63,10 +57,30 @@ pub(super) async fn find(
     Ok(connection.here.local.find_upload(&request.context, name, generation).await?)
 }
 
-pub(super) fn gone(name: &Name) -> Problem {
+fn gone(name: &Name) -> Problem {
     Problem::not_found(format!(
         "there is no such upload to {name}: it was deleted or replaced, or never begun"
     ))
+}
+
+/// Goes on with an upload; or answers its object, where it is complete. Whoever was writing it has let go when this
+/// returns.
+pub(super) async fn take_up(
+    connection: &Connection,
+    request: &Request,
+    name: &Name,
+    generation: u64,
+) -> Result<Result<Writer, Arc<Object>>, Failed> {
+    let found = find(connection, request, name, Some(generation)).await?;
+    let object = found.ok_or_else(|| gone(name))?;
+    if object.state() == State::Sealed {
+        return Ok(Err(object));
+    }
+    match resume(connection, request, name, generation).await {
+        // It was completed by the request that was under way.
+        Err(_) if object.state() == State::Sealed => Ok(Err(object)),
+        resumed => Ok(Ok(resumed?)),
+    }
 }
 
 /// Goes on with an upload that is not complete. Whoever was writing it has let go when this returns.
@@ -81,6 +95,25 @@ pub(super) async fn resume(
         Resumed::Here(writer) => Ok(writer),
         Resumed::On(core) => Err(Failed::Elsewhere(core)),
     }
+}
+
+/// Deletes an upload, complete or not. It is durably gone when this returns.
+pub(super) async fn delete(
+    connection: &Connection,
+    request: &Request,
+    name: &Name,
+    generation: u64,
+) -> Result<(), Failed> {
+    match connection.here.local.delete_generation(&request.context, name, generation).await {
+        Err(error) if error.kind() == Kind::NotFound => Err(gone(name).into()),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Where a PATCH says that its body goes.
+pub(super) fn offset_of(request: &Request) -> Result<u64, Problem> {
+    bytes_in(request, &UPLOAD_OFFSET)?
+        .ok_or_else(|| Problem::bad_request("a PATCH says by Upload-Offset where it goes on"))
 }
 
 /// 409 with the offset that would have been right.

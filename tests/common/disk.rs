@@ -100,6 +100,13 @@ impl Disk {
         run(Command::new("losetup").arg("-c").arg(&self.device));
     }
 
+    /// Has every write to the file system wait until the answer is dropped.
+    #[track_caller]
+    pub fn freeze(&self) -> Frozen {
+        run(Command::new("fsfreeze").arg("--freeze").arg(self.path()));
+        Frozen { path: self.path() }
+    }
+
     /// What cuts the power when it is told to, without a delay.
     pub fn switch(&self) -> Switch {
         Switch::new(&self.path(), &self.device)
@@ -161,6 +168,17 @@ if sys.stdin.readline():
     fcntl.ioctl(place, 0x8004587d, struct.pack('I', 2))
     print('cut', flush=True)
 ";
+
+/// A file system that stands still. Dropping it lets it go on.
+pub struct Frozen {
+    path: PathBuf,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.path));
+    }
+}
 
 /// Cuts the power of a [`Disk`]: what its file system holds and has not written is lost, and everything that is asked
 /// of it from then on fails.

@@ -67,7 +67,8 @@ impl Connection {
         TcpStream::connect(address).ok().map(Connection::of)
     }
 
-    fn of(stream: TcpStream) -> Connection {
+    /// A connection that is there already, and blocks.
+    pub fn of(stream: TcpStream) -> Connection {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -13,7 +13,7 @@ mod programs;
 mod server;
 mod workload;
 
-pub use disk::{Disk, FileSystem, Switch, is_root};
+pub use disk::{Disk, FileSystem, Frozen, Switch, is_root};
 pub use http::{Body, Connection, End, Head, Put, Response};
 pub use pollster::block_on;
 pub use programs::{Program, tool};

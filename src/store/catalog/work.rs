@@ -162,9 +162,10 @@ impl<'t> Work<'t> {
         Ok(self.segments.entry(number).or_default())
     }
 
-    /// Another use of a segment's file: what was known of the former one is void.
+    /// Another use of a segment's file: what was known of the former one is void. What is written to is not free.
     fn begin_use(&mut self, segment: SegmentUse) -> Result<()> {
-        if self.segment(segment.number)?.epoch != segment.epoch {
+        let row = self.segment(segment.number)?;
+        if row.epoch != segment.epoch || row.is_free {
             self.forget_creations_in(segment.number)?;
             *self.segment(segment.number)? = SegmentRow { epoch: segment.epoch, ..SegmentRow::default() };
         }
