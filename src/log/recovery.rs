@@ -90,6 +90,8 @@ pub struct Survey {
     pub damage: Vec<String>,
     /// Segments that are free, as is known.
     pub free: Vec<u64>,
+    /// Segments that were read, because not everything in them was known.
+    pub scanned: Vec<u64>,
     /// How many bytes were read.
     pub scanned_bytes: u64,
     /// Files without a whole header, in which nothing can be.
@@ -215,6 +217,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         // A header that a disk has lost gives way to an earlier one: its epoch must not come again.
         space.resume_after(number, scan.epoch_max);
         survey.scanned_bytes += scan.read_bytes;
+        survey.scanned.push(number);
         scans.push(scan);
     }
 
@@ -251,6 +254,15 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         if let Some(end) = scan.end(&counts[index], known).filter(|_| !is_damaged_behind) {
             survey.ends.push((scan.number, end));
         }
+        tracing::debug!(
+            segment = scan.number,
+            epoch = scan.epoch,
+            blocks = scan.blocks.len(),
+            counting = counts[index].iter().filter(|&&counts| counts).count(),
+            leftovers = scan.leftovers.len(),
+            known = ?known.segments.get(&scan.number),
+            "scanned"
+        );
         let begun = scan.epoch.map(|epoch| KnownSegment::Begun { epoch });
         // All that counts in a segment may be known; behind that there may be what this start cuts off.
         let is_known = begun.is_some() && known.segments.get(&scan.number).copied() == begun;
@@ -273,6 +285,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             positions.extend(&scan.leftovers);
         }
         if !positions.is_empty() {
+            tracing::debug!(segment = scan.number, ?positions, "blocks are void");
             survey.void.push((scan.number, positions));
         }
     }

@@ -213,11 +213,12 @@ impl Sink for Commits {
 
     fn failed(&self, note: Note) {
         match note {
-            // It was never there, so nobody is to go on with it.
+            // It was never there, and supersedes nothing. What a failing disk has of it all the same is deleted, or a
+            // start could bring it back.
             Note::Create { live, .. } => {
                 live.is_broken.set(true);
+                self.shared.give_up(&live.object, self.core.index());
                 self.end_without_log(&live);
-                self.shared.namespace().forget(&live.object);
             }
             Note::Append { live, .. } | Note::End { live, .. } => {
                 live.is_broken.set(true);

@@ -365,6 +365,16 @@ impl Namespace {
         inner.leave_if_possible(object.name());
     }
 
+    /// Takes one generation out whose creation may be on stable storage or not. Its deletion is to be logged, and goes with
+    /// one of the name.
+    pub fn give_up(&self, object: &Arc<Object>) {
+        object.set_deleted();
+        let mut inner = self.lock();
+        let entry = inner.entries.entry(object.name().clone()).or_default();
+        entry.generations.retain(|other| other.generation() != object.generation());
+        entry.deleted.push(object.clone());
+    }
+
     /// Keeps all entries until the answer is dropped: what leaves here and what a look at the catalog sees then
     /// fit together.
     pub fn list(&self) -> Listing<'_> {
@@ -569,6 +579,23 @@ mod tests {
         namespace.begin(&object(3, State::Live), false).unwrap();
         namespace.deletion_is_durable(&superseded[0]);
         assert_eq!(generations(&namespace.to_be_deleted(&name())), [2, 3]);
+    }
+
+    /// A name was deleted, and a start found the creation of a generation that had failed to be written: the name served
+    /// that.
+    #[test]
+    fn what_was_given_up_is_deleted_with_its_name_and_supersedes_nothing() {
+        use State::{Interrupted, Sealed};
+        let namespace = namespace(0, &[Sealed, Interrupted]);
+        let failed = object(3, State::Live);
+        namespace.begin(&failed, false).unwrap();
+        namespace.give_up(&failed);
+        failed.end(Interrupted, 0);
+        assert!(namespace.settle(&name()).is_empty());
+        assert_eq!(found(namespace.find(&name())), Some(1));
+        assert_eq!(generations(&namespace.to_be_deleted(&name())), [2, 3, 1]);
+        namespace.deletion_is_durable(&failed);
+        assert_eq!(generations(&namespace.to_be_deleted(&name())), [2, 1]);
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Offline {
         };
         let learned = learn(core, &space, &database, is_rebuilt, false).await?;
         let findings = learned.recovered.damage.into_iter().map(Finding::new).collect();
-        let surveyed = learned.survey.segments.iter().map(|segment| segment.number).collect();
+        let surveyed = learned.survey.scanned;
         let void = learned.survey.void.into_iter().collect();
         Ok(Offline { _folder: None, space, database, findings, surveyed, void, is_rebuilt })
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::catalog::database::View;
-use super::catalog::{Batch, Change, CreateDocument, Database, Outcome, SegmentUse, Step};
+use super::catalog::{Batch, Change, CreateDocument, Database, Nameless, Outcome, SegmentUse, Step};
 use super::name::Name;
 use super::object::State;
 use crate::error::Result;
@@ -150,7 +150,13 @@ pub async fn learn(
     if is_start {
         survey.clear_void(core, space).await?;
     }
-    let (outcome, damage) = database.settle(&reading.touched, is_rebuilt)?;
+    let may_be_nameless = match is_rebuilt {
+        true => Nameless::Any,
+        // What has lost its name to damage stays, and is named again.
+        false if !survey.damage.is_empty() || !nameless.is_empty() => Nameless::These(Vec::new()),
+        false => Nameless::These(reading.touched.keys().chain(&reading.sealed).copied().collect()),
+    };
+    let (outcome, damage) = database.settle(&reading.touched, may_be_nameless)?;
     recovered.damage.extend(reading.damage);
     recovered.damage.extend(damage);
     let view = database.view()?;

@@ -148,6 +148,12 @@ impl Shared {
         }
     }
 
+    /// Takes a generation from its name that may not even have begun, and has it deleted, on a core.
+    pub(super) fn give_up(&self, object: &Arc<Object>, core: usize) {
+        self.namespace.give_up(object);
+        self.send(core, Message::Supersede(vec![object.clone()]));
+    }
+
     /// Tells all cores to come to an end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);

@@ -31,6 +31,15 @@ pub struct Database {
     inner: Arc<redb::Database>,
 }
 
+/// Which generations may have left records without a creation: of objects that were deleted long ago, or of which the
+/// rest was on a disk that failed.
+pub enum Nameless {
+    /// Any that there are.
+    Any,
+    /// At most these.
+    These(Vec<u64>),
+}
+
 /// One thing that the catalog is told.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -266,7 +275,7 @@ impl Database {
             steps.into_iter().try_for_each(|step| match step {
                 Step::Enter(batch) => work.enter(batch),
                 &Step::Delete { generation, segment } => work.delete_in(generation, segment),
-                &Step::Purge { generation } => work.purge(generation),
+                &Step::Purge { generation } => work.purge(generation, false),
                 &Step::Free(segment) => work.free(segment),
                 &Step::MoveTombstone { generation, from, to } => work.move_tombstones(generation, from, to),
             })
@@ -274,17 +283,21 @@ impl Database {
     }
 
     /// After every log was read: what has no seal is interrupted, what is deleted is let go of, and nothing is written
-    /// to any segment that is known. `touched` are generations that came up while reading, and when last. Answers
-    /// what is damaged, a sentence each.
+    /// to any segment that is known. `touched` are generations that came up while reading, and when last; of those that
+    /// `may_be_nameless` it lets go where nothing says what they are. Answers what is damaged, a sentence each.
     ///
     /// # Errors
     /// What the disk says; nothing is changed then.
-    pub fn settle(&self, touched: &HashMap<u64, u64>, is_rebuilt: bool) -> Result<(Outcome, Vec<String>)> {
+    pub fn settle(
+        &self,
+        touched: &HashMap<u64, u64>,
+        may_be_nameless: Nameless,
+    ) -> Result<(Outcome, Vec<String>)> {
         let mut damage = Vec::new();
         let outcome = self.change(|work| {
             let deleted = keys(&work.tables().deleted)?;
             for generation in deleted {
-                work.purge(generation)?;
+                work.purge(generation, true)?;
             }
             let mut unsettled = keys(&work.tables().live)?;
             unsettled.extend(touched.keys());
@@ -302,8 +315,11 @@ impl Database {
                 }
             }
             work.fill_all()?;
-            if is_rebuilt {
-                for generation in orphans(work)? {
+            for generation in match may_be_nameless {
+                Nameless::Any => orphans(work)?,
+                Nameless::These(generations) => generations,
+            } {
+                if work.tables().generations.get(generation).map_err(failure)?.is_none() {
                     work.purge_orphan(generation)?;
                 }
             }

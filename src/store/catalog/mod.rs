@@ -17,6 +17,6 @@ mod tables;
 mod work;
 
 pub use changes::{Batch, Change, SegmentUse};
-pub use database::{Database, Outcome, Step};
+pub use database::{Database, Nameless, Outcome, Step};
 pub(super) use failure::CURE;
 pub use service::{Answer, Books, CreateDocument, Dead, Entered, Listed, Page, Read, Write};

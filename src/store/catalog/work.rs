@@ -487,10 +487,17 @@ impl<'t> Work<'t> {
     }
 
     /// Lets go of the bytes of a deleted generation, which nobody reads any more.
-    pub fn purge(&mut self, generation: u64) -> Result<()> {
-        let Some(deleted) = self.tables.deleted.remove(generation).map_err(failure)? else { return Ok(()) };
-        let (place, create_segment, seal_segment) = deleted.value();
-        drop(deleted);
+    ///
+    /// Where its creation is not known, nobody will write that any more; but what a failed write of it has left may be
+    /// found by the next start, for which the deletion is kept. `every_log_was_read`: this is it.
+    pub fn purge(&mut self, generation: u64, every_log_was_read: bool) -> Result<()> {
+        let deleted = self.tables.deleted.get(generation).map_err(failure)?.map(|value| value.value());
+        let Some((place, create_segment, seal_segment)) =
+            deleted.filter(|&(_, create_segment, _)| create_segment != 0 || every_log_was_read)
+        else {
+            return Ok(());
+        };
+        self.tables.deleted.remove(generation).map_err(failure)?;
         if create_segment == 0 {
             self.segment(place)?.tombstones -= 1;
         }
