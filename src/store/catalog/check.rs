@@ -12,8 +12,8 @@ use super::database::View;
 use super::failure::{Result, failure};
 use super::service::CreateDocument;
 use super::tables::{
-    BUCKETS, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, ObjectValue, SEALED, SEGMENTS,
-    SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
+    BUCKETS, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, MOVED, OBJECTS, ObjectValue, SEALED,
+    SEGMENTS, SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
 };
 use super::work::state_of;
 use crate::log::format::{RECORD_HEADER_LENGTH, SEGMENT_HEADER_LENGTH};
@@ -536,6 +536,10 @@ impl Lookup {
                     object.touched(Part::Catalog),
                 ));
             }
+        }
+        for row in self.transaction.open_table(MOVED).map_err(failure)?.iter().map_err(failure)? {
+            *needed.entry(row.map_err(failure)?.1.value()).or_default() += 1;
+            totals.rows += 1;
         }
         let places = self.tombstone_places.len().map_err(failure)?;
         if places != count {

@@ -14,10 +14,13 @@
 //! | `logs` | log | first block that is not in the catalog, term of the last that is |
 //! | `tombstones` | segment of a creation, generation | segment of the deletion |
 //! | `tombstone_places` | segment of a deletion, segment of the creation, generation | - |
+//! | `moved` | segment that a creation was copied out of, generation | segment of the copy |
 //! | `meta` | `store`, `version`, `generation_max` | a number |
 //!
 //! A *tombstone* is the record of a deletion. It is needed as long as the object's creation could be read in
-//! another segment: without the catalog, the segments alone must tell that the object is gone.
+//! another segment: without the catalog, the segments alone must tell that the object is gone. So a copy of a creation
+//! keeps its segment, and with that the tombstone that speaks of the copy, as long as the original could be read; it counts
+//! among the tombstones of its segment.
 
 use redb::{Table, TableDefinition, WriteTransaction};
 
@@ -40,6 +43,7 @@ pub(super) const LOGS: TableDefinition<u16, (u64, u32)> = TableDefinition::new("
 pub(super) const TOMBSTONES: TableDefinition<(u64, u64), u64> = TableDefinition::new("tombstones");
 pub(super) const TOMBSTONE_PLACES: TableDefinition<(u64, u64, u64), ()> =
     TableDefinition::new("tombstone_places");
+pub(super) const MOVED: TableDefinition<(u64, u64), u64> = TableDefinition::new("moved");
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// All tables, in one transaction.
@@ -56,6 +60,7 @@ pub(super) struct Tables<'t> {
     pub logs: Table<'t, u16, (u64, u32)>,
     pub tombstones: Table<'t, (u64, u64), u64>,
     pub tombstone_places: Table<'t, (u64, u64, u64), ()>,
+    pub moved: Table<'t, (u64, u64), u64>,
     pub meta: Table<'t, &'static str, u64>,
 }
 
@@ -74,6 +79,7 @@ impl<'t> Tables<'t> {
             logs: transaction.open_table(LOGS).map_err(failure)?,
             tombstones: transaction.open_table(TOMBSTONES).map_err(failure)?,
             tombstone_places: transaction.open_table(TOMBSTONE_PLACES).map_err(failure)?,
+            moved: transaction.open_table(MOVED).map_err(failure)?,
             meta: transaction.open_table(META).map_err(failure)?,
         })
     }

@@ -193,6 +193,18 @@ impl<'t> Work<'t> {
         for ((create_segment, generation), place) in rows {
             self.remove_tombstone(create_segment, generation, place)?;
         }
+        let moved: Vec<((u64, u64), u64)> = self
+            .tables
+            .moved
+            .range((number, 0)..=(number, u64::MAX))
+            .map_err(failure)?
+            .map(|row| row.map(|(key, value)| (key.value(), value.value())))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(failure)?;
+        for (from, to) in moved {
+            self.tables.moved.remove(from).map_err(failure)?;
+            self.segment(to)?.tombstones -= 1;
+        }
         Ok(())
     }
 
@@ -295,8 +307,14 @@ impl<'t> Work<'t> {
             return Ok(());
         }
         if let Some(mut row) = self.take_object(generation)? {
-            self.move_record(row.create_segment, segment)?;
-            row.create_segment = segment;
+            // What was copied may be read again after its copy.
+            let is_original = self.tables.moved.get((segment, generation)).map_err(failure)?.is_some();
+            if row.create_segment != segment && !is_original {
+                self.tables.moved.insert((row.create_segment, generation), segment).map_err(failure)?;
+                self.segment(segment)?.tombstones += 1;
+                self.move_record(row.create_segment, segment)?;
+                row.create_segment = segment;
+            }
             self.put_object(row);
             return Ok(());
         }
