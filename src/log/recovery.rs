@@ -229,7 +229,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         }
     }
     let resolution = resolve(&mut found, &known.logs);
-    survey.logs = resolution.logs;
+    survey.logs = resolution.logs.clone();
     survey.damage.extend(resolution.gaps.iter().map(|gap| gap.describe(&scans)));
 
     let mut counts: Vec<Vec<bool>> = scans.iter().map(|scan| vec![false; scan.blocks.len()]).collect();
@@ -274,10 +274,10 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             continue;
         }
         let void = scan.blocks.iter().zip(&counts[index]).filter(|(block, counts)| {
-            // What is known of a log stays as it is.
+            // What is known of a log stays as it is, unless that is the same block of a later term.
             let is_known =
                 known.logs.get(&block.header.log).is_some_and(|&(next, _)| block.header.sequence < next);
-            !**counts && !is_known
+            !**counts && (!is_known || resolution.is_begun_anew(&block.header))
         });
         let mut positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
         // What a start has cut off is no damage, also when the segments behind it were used again.
@@ -627,7 +627,8 @@ async fn scan(
             if bytes.len() < ALIGNMENT {
                 break;
             }
-            let ours = BlockHeader::decode(bytes).filter(|block| block.store == store);
+            let found = BlockHeader::decode(bytes);
+            let ours = found.filter(|block| block.store == store);
             epoch_max = ours.map_or(epoch_max, |block| block.epoch.max(epoch_max));
             let plausible = ours.filter(|block| {
                 block.epoch == segment.epoch
@@ -636,7 +637,9 @@ async fn scan(
                     && position + u64::from(block.length) <= segment.length
             });
             let mut next = position + ALIGNMENT as u64;
-            if plausible.is_some() || BlockHeader::was_in(bytes, store, segment.epoch, position) {
+            // A whole header of an earlier use of the file is none of this one's.
+            let is_torn = found.is_none() && BlockHeader::was_in(bytes, store, segment.epoch, position);
+            if plausible.is_some() || is_torn {
                 leftovers.push(position);
                 follower = follower.or(plausible);
             }
@@ -686,6 +689,16 @@ struct Resolution {
     counting: Vec<Found>,
     logs: BTreeMap<u16, Continuation>,
     gaps: Vec<Gap>,
+    /// For each log the terms that were seen, and the sequence that each began with.
+    terms: HashMap<u16, BTreeMap<u32, u64>>,
+}
+
+impl Resolution {
+    /// Whether a later term of the log has begun in front of this block: it is void.
+    fn is_begun_anew(&self, header: &BlockHeader) -> bool {
+        let terms = self.terms.get(&header.log);
+        terms.is_some_and(|terms| terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence))
+    }
 }
 
 /// Blocks that were durable and are missing before one that is there.
@@ -732,14 +745,14 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
     for log in found.chunk_by(|first, second| first.header.log == second.header.log) {
         let number = log[0].header.log;
         let known = known.get(&number).copied();
-        let terms: BTreeMap<u32, u64> =
-            log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
-        let is_void = |header: &BlockHeader| {
-            let is_begun_anew = terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence);
+        let terms = log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
+        resolution.terms.insert(number, terms);
+        let is_void = |resolution: &Resolution, header: &BlockHeader| {
             let is_known = known.is_some_and(|(next, term)| header.sequence < next || header.term < term);
-            header.log == number && (is_begun_anew || is_known)
+            header.log == number && (is_known || resolution.is_begun_anew(header))
         };
-        let valid: Vec<Found> = log.iter().copied().filter(|found| !is_void(&found.header)).collect();
+        let valid: Vec<Found> =
+            log.iter().copied().filter(|found| !is_void(&resolution, &found.header)).collect();
         // What some block says was durable before it.
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
@@ -792,12 +805,13 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
             }
             expected = Some((sequence + 1, Some(found.segment)));
             // What was written again elsewhere, or given up, is missed by nobody.
-            damage_follows = found.damage_follows && !found.follower.is_some_and(|header| is_void(&header));
+            damage_follows =
+                found.damage_follows && !found.follower.is_some_and(|header| is_void(&resolution, &header));
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
-        let term =
-            terms.last_key_value().map_or(0, |(&term, _)| term).max(known.map_or(0, |known| known.1)) + 1;
+        let seen = log.iter().map(|found| found.header.term).max().unwrap_or(0);
+        let term = seen.max(known.map_or(0, |known| known.1)) + 1;
         resolution.logs.insert(number, Continuation { next_sequence, term });
     }
     resolution
