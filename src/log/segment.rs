@@ -746,9 +746,11 @@ impl Keeper {
                 return Err(("cannot make room for", Errno::NOSPC));
             };
             (empty.is_durable, empty.room) = (false, FreeRoom::GivenBack);
-            if let Err(errno) = self.initialise(&writing).await {
+            // A header that is there says that nothing in the file counts. It stays until it is written anew.
+            let start = if is_whole { SEGMENT_HEADER_LENGTH as u64 } else { 0 };
+            if let Err(errno) = self.initialise(&writing, start).await {
                 // It may have got some of the room, which is nobody's good there.
-                let _ = self.core.punch(&writing, 0, settings.segment_bytes).await;
+                let _ = self.core.punch(&writing, start, settings.segment_bytes - start).await;
                 return Err(("cannot make room for", errno));
             }
             empty.room = FreeRoom::Whole;
@@ -768,27 +770,28 @@ impl Keeper {
         Ok(Prepared { segment: self.space.segment(number, epoch), writing, is_reserve })
     }
 
-    /// Gives a new file its full length and, where nobody waits for it, initialised blocks.
+    /// Gives a file its full length and, where nobody waits for it, initialised blocks from `start` on.
     ///
     /// Writing to blocks that are not initialised changes metadata too, and is slower by a quarter or so; but it is
     /// much faster than writing everything twice. So a log that waits for a segment gets it as it is, and
     /// initialising makes way for blocks that are being written.
-    async fn initialise(&self, file: &Arc<Descriptor>) -> std::result::Result<(), Errno> {
-        let length = self.space.settings.segment_bytes;
+    async fn initialise(&self, file: &Arc<Descriptor>, start: u64) -> std::result::Result<(), Errno> {
+        let end = self.space.settings.segment_bytes;
         let nobody_waits = || !self.starving.get();
-        if nobody_waits() && self.core.allocate(file, length, Allocation::WriteZeroes).await.is_ok() {
+        let allocate = |allocation| self.core.allocate(file, start, end - start, allocation);
+        if nobody_waits() && allocate(Allocation::WriteZeroes).await.is_ok() {
             return self.core.sync(file).await;
         }
-        match self.core.allocate(file, length, Allocation::Reserve).await {
+        match allocate(Allocation::Reserve).await {
             Ok(()) => {}
             // The file system cannot reserve: that there is room shows when blocks are written.
-            Err(Errno::OPNOTSUPP) => self.core.set_length(file, length)?,
+            Err(Errno::OPNOTSUPP) => self.core.set_length(file, end)?,
             Err(errno) => return Err(errno),
         }
         let zeroes = self.zeroes()?;
-        let mut position = 0;
-        while position < length && nobody_waits() {
-            let count = (length - position).min(zeroes.len() as u64) as usize;
+        let mut position = start;
+        while position < end && nobody_waits() {
+            let count = (end - position).min(zeroes.len() as u64) as usize;
             self.core.write(file, None, position, zeroes.slice(0..count), false).await?;
             position += count as u64;
             let is_busy = self.client.borrow().as_ref().is_some_and(|client| client.is_busy());

@@ -111,11 +111,13 @@ pub enum Operation {
         /// The file, once it is open.
         opened: Option<Descriptor>,
     },
-    /// Makes room in a file from its beginning.
+    /// Makes room in a part of a file, which is at least as long as that reaches afterwards.
     Allocate {
         /// The file.
         file: Arc<Descriptor>,
-        /// How much room, in bytes.
+        /// Where the part begins, in bytes.
+        position: u64,
+        /// How long it is, in bytes.
         length: u64,
         /// In which way.
         allocation: Allocation,

@@ -143,12 +143,12 @@ impl Kernel for Uring {
                 };
                 opcode::OpenAt::new(Fd(AT_FDCWD), path.as_ptr()).flags(flags | O_CLOEXEC).mode(0o640).build()
             }
-            Operation::Allocate { file, length, allocation } => {
+            Operation::Allocate { file, position, length, allocation } => {
                 let mode = match allocation {
                     Allocation::Reserve => 0,
                     Allocation::WriteZeroes => FALLOC_FL_WRITE_ZEROES,
                 };
-                opcode::Fallocate::new(fd(file), *length).mode(mode).build()
+                opcode::Fallocate::new(fd(file), *length).offset(*position).mode(mode).build()
             }
             Operation::Punch { file, position, length } => opcode::Fallocate::new(fd(file), *length)
                 .offset(*position)

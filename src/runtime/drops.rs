@@ -146,8 +146,8 @@ const CASES: &[Case] = &[
     }),
     case!("Core::allocate", |scene| {
         let file = scene.file(b"").await;
-        scene.cut(scene.core.allocate(&file, 64 << 10, Allocation::Reserve)).await;
-        scene.core.allocate(&file, 64 << 10, Allocation::Reserve).await.unwrap();
+        scene.cut(scene.core.allocate(&file, 0, 64 << 10, Allocation::Reserve)).await;
+        scene.core.allocate(&file, 0, 64 << 10, Allocation::Reserve).await.unwrap();
         assert_eq!(scene.core.length(&file).unwrap(), 64 << 10);
     }),
     case!("Core::punch", |scene| {

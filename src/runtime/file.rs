@@ -42,17 +42,18 @@ impl Core {
         }
     }
 
-    /// Makes room in a file from its beginning. Dropping the future leaves the room made, in part, or not.
+    /// Makes room in a part of a file, which is at least as long as that reaches afterwards. Dropping the future leaves the room made, in part, or not.
     ///
     /// # Errors
     /// As fallocate(2); EOPNOTSUPP where the file system has not this way.
     pub async fn allocate(
         &self,
         file: &Arc<Descriptor>,
+        position: u64,
         length: u64,
         allocation: Allocation,
     ) -> Result<(), Errno> {
-        let operation = Operation::Allocate { file: file.clone(), length, allocation };
+        let operation = Operation::Allocate { file: file.clone(), position, length, allocation };
         self.persist(operation).await.0.map(drop)
     }
 

@@ -165,6 +165,7 @@ enum Request {
     },
     Allocate {
         file: u64,
+        position: u64,
         length: u64,
         allocation: Allocation,
     },
@@ -234,12 +235,10 @@ impl Request {
     fn place(&self) -> (u64, u64, u64) {
         match self {
             Request::Poll { .. } | Request::Open { .. } | Request::Foreign => (0, 0, 0),
-            Request::Allocate { file, length, .. } | Request::SetLength { file, length } => {
-                (*file, 0, *length)
-            }
-            Request::Punch { file, position, length } | Request::Read { file, position, length } => {
-                (*file, *position, *length)
-            }
+            Request::SetLength { file, length } => (*file, 0, *length),
+            Request::Allocate { file, position, length, .. }
+            | Request::Punch { file, position, length }
+            | Request::Read { file, position, length } => (*file, *position, *length),
             Request::Sync { file, .. } => (*file, 0, 0),
             Request::Write { file, position, bytes, .. } => (*file, *position, bytes.len() as u64),
             Request::Message { address } => (*address as u64, 0, 0),
@@ -720,7 +719,7 @@ impl State {
     fn carry_out(&mut self, request: Request) -> Result<(u32, Answer), Errno> {
         match request {
             Request::Open { path, mode } => return self.open(&path, mode),
-            Request::Allocate { file, length, allocation } => {
+            Request::Allocate { file, position, length, allocation } => {
                 let is_possible = match allocation {
                     Allocation::Reserve => self.settings.reserves,
                     Allocation::WriteZeroes => self.settings.writes_zeroes,
@@ -731,14 +730,14 @@ impl State {
                 self.check_writable(file)?;
                 let free = self.disk.free_pages();
                 let file = self.file_mut(file)?;
-                if file.pages_without_room(0, length).count() as u64 > free {
-                    file.allocate_some(length, free);
+                let end = position + length;
+                if file.pages_without_room(position, length).count() as u64 > free {
+                    file.allocate_some(end, free);
                     return Err(Errno::NOSPC);
                 }
-                let length = length.max(file.length());
-                file.set_length(length, true);
+                file.set_length(end.max(file.length()), true);
                 if allocation == Allocation::WriteZeroes {
-                    file.write(0, &vec![0; length as usize], false);
+                    file.write(position, &vec![0; length as usize], false);
                 }
             }
             Request::Punch { file, position, length } => {
@@ -870,8 +869,9 @@ impl SimulatedKernel {
                 path: Path::new(std::ffi::OsStr::from_bytes(path.as_bytes())).to_owned(),
                 mode: *mode,
             },
-            Operation::Allocate { file, length, allocation } => {
-                Request::Allocate { file: self.number_of(file), length: *length, allocation: *allocation }
+            Operation::Allocate { file, position, length, allocation } => {
+                let (file, position, length) = (self.number_of(file), *position, *length);
+                Request::Allocate { file, position, length, allocation: *allocation }
             }
             Operation::Punch { file, position, length } => {
                 Request::Punch { file: self.number_of(file), position: *position, length: *length }

@@ -79,7 +79,12 @@ impl Bench {
     }
 
     fn reserve(&self, file: &Arc<Descriptor>, length: u64) -> Result<u32, Errno> {
-        self.run(Operation::Allocate { file: file.clone(), length, allocation: Allocation::Reserve })
+        self.run(Operation::Allocate {
+            file: file.clone(),
+            position: 0,
+            length,
+            allocation: Allocation::Reserve,
+        })
     }
 
     /// A file whose name and whose first so many bytes, of zeroes, are on stable storage.
