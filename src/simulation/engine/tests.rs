@@ -18,6 +18,8 @@ fn what_the_engine_promises_holds_under_cuts_kills_and_faults() {
 const SEEDS_OF_BUGS: &[(u64, &str)] = &[
     (210, "who looked at a store while its first start had failed found its catalog damaged"),
     (645, "a first start was killed while it made the catalog, which was named as damaged"),
+    (308, "data waited for ever while the only segment that was prepared was of the reserve"),
+    (1113, "data waited for ever on a full disk, as deletions had a segment of the reserve"),
 ];
 
 #[test]
