@@ -20,6 +20,8 @@ const SEEDS_OF_BUGS: &[(u64, &str)] = &[
     (645, "a first start was killed while it made the catalog, which was named as damaged"),
     (308, "data waited for ever while the only segment that was prepared was of the reserve"),
     (1113, "data waited for ever on a full disk, as deletions had a segment of the reserve"),
+    (298, "a look-up found no live object whose bytes had found no room, before its writer knew of that"),
+    (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
 ];
 
 #[test]
