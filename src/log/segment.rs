@@ -577,9 +577,15 @@ impl Keeper {
         *self.client.borrow_mut() = Some(client);
     }
 
+    /// How many segments are prepared that are for data too.
+    fn prepared_for_data(&self) -> usize {
+        self.prepared.borrow().iter().filter(|prepared| !prepared.is_reserve).count()
+    }
+
     async fn fill_up(&self) {
         let wanted = self.space.settings.spare_segments.max(1);
-        while self.prepared() < wanted && !self.is_released.get() {
+        // One of the reserve is not what data waits for: beside it another attempt is made, which answers whoever waits.
+        while self.prepared_for_data() < wanted && !self.is_released.get() {
             self.preparing.set(true);
             let outcome = self.prepare().await;
             self.preparing.set(false);

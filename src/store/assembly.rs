@@ -1,6 +1,6 @@
 //! What a running store is put together from, whatever turns it: the threads of an engine, or a simulated world.
 //!
-//! In this order: [`open_catalog`], [`recover`](super::recover::recover) on one core, [`CatalogFiles::keep_rebuilt`]
+//! In this order: [`open_catalog`], [`recover`](super::recover::recover) on one core, [`CatalogFiles::keep_made`]
 //! where the catalog was made anew, [`assemble`]; then the two loops of [`CatalogWork`] and, on each core, [`work`].
 
 use std::future::Future;
@@ -32,7 +32,7 @@ const GENERATIONS_PER_EPOCH_BITS: u32 = 24;
 pub(crate) enum Place {
     /// Where the next start looks for it.
     Own,
-    /// Where it is while it is being made anew: an attempt that is cut off is begun anew.
+    /// Where it is while it is being made, first or anew: an attempt that is cut off is begun anew.
     Beside,
 }
 
@@ -50,40 +50,46 @@ pub(crate) trait CatalogFiles {
     /// Removes a catalog, if there is one.
     fn remove(&self, place: Place) -> Result<()>;
 
-    /// Gives the catalog that was made anew its own place, durably.
-    fn keep_rebuilt(&self) -> Result<()>;
+    /// Gives the catalog that was made its own place, durably. It is open meanwhile.
+    fn keep_made(&self) -> Result<()>;
+
+    /// Makes durable that the catalog has its own place.
+    fn sync_names(&self) -> Result<()>;
 }
 
-/// Opens the catalog, and says whether it is to be made anew from the segments. Until that is done it lies beside its
-/// own place.
+/// Opens the catalog, and says whether it is to be made anew from the segments: then it lies beside its own place until
+/// that is done. One that is made for the first time lies there until it is whole. So what is in its own place was whole
+/// once, whenever a start was cut off; what is no catalog there is damaged.
 ///
 /// # Errors
 /// What the disk says; [`Kind::Damaged`].
 pub(crate) fn open_catalog(files: &dyn CatalogFiles, notices: &mut Vec<String>) -> Result<(Database, bool)> {
-    let (has_segments, length) = (files.has_segments(), files.length());
-    let is_rebuilt = has_segments && length.is_none();
-    if !is_rebuilt {
-        // The database would take an empty file for a new one.
-        if has_segments && length == Some(0) {
-            return Err(Error::new(
-                Kind::Damaged,
-                format!("the catalog is damaged (its file is empty): {CURE}"),
-            ));
+    match files.length() {
+        // The database would take it for a new one.
+        Some(0) => {
+            let message = format!("the catalog is damaged (its file is empty): {CURE}");
+            return Err(Error::new(Kind::Damaged, message));
         }
-        return match files.open(Place::Own) {
-            // The first start was cut off while it made the catalog.
-            Err(error) if error.kind() == Kind::Damaged && !has_segments => {
-                files.remove(Place::Own)?;
-                Ok((files.open(Place::Own)?, false))
-            }
-            opened => Ok((opened?, false)),
-        };
+        Some(_) => {
+            let database = files.open(Place::Own)?;
+            // A start that was killed may have got no further than to give it its place.
+            files.sync_names()?;
+            return Ok((database, false));
+        }
+        None => {}
     }
-    let notice = "there is no catalog: it is made anew from the segments, which reads all of them";
-    tracing::warn!("{notice}");
-    notices.push(notice.to_owned());
+    let is_rebuilt = files.has_segments();
+    if is_rebuilt {
+        let notice = "there is no catalog: it is made anew from the segments, which reads all of them";
+        tracing::warn!("{notice}");
+        notices.push(notice.to_owned());
+    }
     files.remove(Place::Beside)?;
-    Ok((files.open(Place::Beside)?, true))
+    let database = files.open(Place::Beside)?;
+    if !is_rebuilt {
+        files.keep_made()?;
+    }
+    Ok((database, is_rebuilt))
 }
 
 /// What a store begins with.

@@ -150,7 +150,7 @@ impl Engine {
             return Err(first_failure(threads));
         };
         if is_rebuilt {
-            folder.keep_rebuilt()?;
+            folder.keep_made()?;
         }
         for damage in &found.damage {
             tracing::error!("{damage}");
@@ -263,13 +263,18 @@ impl CatalogFiles for Folder {
         remove(&path_of(self, place))
     }
 
-    fn keep_rebuilt(&self) -> Result<()> {
-        let failed = |error| {
+    fn keep_made(&self) -> Result<()> {
+        std::fs::rename(path_of(self, Place::Beside), &self.catalog).map_err(|error| {
             Error::new(Kind::DataFolder, format!("cannot rename to {}: {error}", self.catalog.display()))
-        };
-        std::fs::rename(path_of(self, Place::Beside), &self.catalog).map_err(failed)?;
+        })?;
+        self.sync_names()
+    }
+
+    fn sync_names(&self) -> Result<()> {
         let parent = self.catalog.parent().unwrap_or(std::path::Path::new("."));
-        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| {
+            Error::new(Kind::DataFolder, format!("cannot sync {}: {error}", parent.display()))
+        })
     }
 }
 
@@ -418,5 +423,34 @@ impl CoreThread {
             format!("blocks are written from plain memory, which costs some CPU: {cause}")
         });
         Ok((arena, notice))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(folder: &Folder) -> Result<bool> {
+        open_catalog(folder, &mut Vec::new()).map(|(_, is_rebuilt)| is_rebuilt)
+    }
+
+    #[test]
+    fn a_catalog_whose_making_was_cut_off_is_made_again_and_one_that_was_whole_is_named() {
+        let data = tempfile::tempdir().unwrap();
+        let folder = Folder::open(data.path(), None).unwrap();
+        let beside = path_of(&folder, Place::Beside);
+        std::fs::write(&beside, vec![0; 10_000]).unwrap();
+        assert!(!opened(&folder).unwrap());
+        assert!(folder.catalog.exists() && !beside.exists());
+        assert!(!opened(&folder).unwrap(), "it is found again");
+        for text in ["", "something else"] {
+            std::fs::write(&folder.catalog, text).unwrap();
+            assert_eq!(opened(&folder).unwrap_err().kind(), Kind::Damaged);
+        }
+        std::fs::remove_file(&folder.catalog).unwrap();
+        std::fs::write(Space::path(&folder.segments, 1), "").unwrap();
+        std::fs::write(&beside, "cut off").unwrap();
+        assert!(opened(&folder).unwrap(), "there are segments to make it anew from");
+        assert!(!folder.catalog.exists(), "they were not read yet");
     }
 }

@@ -136,10 +136,7 @@ fn path_of(place: Place) -> &'static Path {
 
 fn open(world: &World, path: &Path, store: u64) -> Result<Database> {
     let file = world.open_blocking(path).map_err(|errno| Error::device("the catalog", errno))?;
-    let database = Database::open_on(Storage::over(file), store)?;
-    // A file that is made is not lost with its folder.
-    world.sync_folder(Path::new(FOLDER)).map_err(|errno| Error::device("the catalog", errno))?;
-    Ok(database)
+    Database::open_on(Storage::over(file), store)
 }
 
 impl CatalogFiles for Files {
@@ -162,9 +159,13 @@ impl CatalogFiles for Files {
         }
     }
 
-    fn keep_rebuilt(&self) -> Result<()> {
-        let failed = |errno| Error::device("the catalog", errno);
-        self.world.rename(Path::new(BESIDE), Path::new(OWN)).map_err(failed)?;
-        self.world.sync_folder(Path::new(FOLDER)).map_err(failed)
+    fn keep_made(&self) -> Result<()> {
+        let renamed = self.world.rename(Path::new(BESIDE), Path::new(OWN));
+        renamed.map_err(|errno| Error::device("the catalog", errno))?;
+        self.sync_names()
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        self.world.sync_folder(Path::new(FOLDER)).map_err(|errno| Error::device("the catalog", errno))
     }
 }

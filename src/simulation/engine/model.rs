@@ -1,9 +1,10 @@
 //! What a workload on the engine expects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
 
 use super::Tally;
-use crate::store::{Name, State};
+use crate::store::{Name, Object, State};
 
 /// An append, as the bytes of the object that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(super) struct Generation {
     pub deleted: Sure,
     /// Its writer is there.
     pub is_written: bool,
+    /// What its writer writes.
+    object: Weak<Object>,
     /// A start did not find it: it must never come back.
     pub is_gone: bool,
 }
@@ -47,6 +50,12 @@ impl Generation {
     /// Where the last append ends.
     pub fn end(&self) -> u64 {
         self.parts.last().map_or(0, |part| part.end)
+    }
+
+    /// Its writer is there, and it has not ended before that: where something that was appended finds no room the object
+    /// is interrupted at once, and its writer learns of it with its next call.
+    fn is_live(&self) -> bool {
+        self.is_written && self.object.upgrade().is_some_and(|object| object.state() == State::Live)
     }
 
     fn is_there_for_sure(&self) -> bool {
@@ -86,10 +95,11 @@ impl Model {
     }
 
     /// A generation has begun. `may_expire`: retention may delete it.
-    pub fn begin(&mut self, generation: u64, name: &Name, may_expire: bool) {
+    pub fn begin(&mut self, object: &Arc<Object>, may_expire: bool) {
         if self.is_dead {
             return;
         }
+        let (generation, name) = (object.generation(), object.name());
         if self.generations.last_key_value().is_some_and(|(&last, _)| last >= generation) {
             // Cores begin side by side, but nothing that a name has had comes again.
             if self.generations.contains_key(&generation) {
@@ -105,6 +115,7 @@ impl Model {
             sealed: Sure::No,
             deleted: if is_deleted { Sure::Maybe } else { Sure::No },
             is_written: true,
+            object: Arc::downgrade(object),
             is_gone: false,
         };
         self.generations.insert(generation, begun);
@@ -368,7 +379,7 @@ impl Model {
 
 /// Whether a look-up must find this, or what is newer.
 fn is_floor(object: &Generation) -> bool {
-    let is_served = object.sealed == Sure::Yes || (object.is_written && object.sealed == Sure::No);
+    let is_served = object.sealed == Sure::Yes || (object.is_live() && object.sealed == Sure::No);
     is_served && !object.is_gone && object.deleted == Sure::No
 }
 

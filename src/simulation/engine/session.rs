@@ -176,7 +176,7 @@ async fn begin_store(core: &Rc<Core>, session: &Rc<Session>) -> Result<Assembly>
     let (database, is_rebuilt) = open_catalog(&**files, &mut Vec::new())?;
     let found = recover(core, space, &database, is_rebuilt).await?;
     if is_rebuilt {
-        files.keep_rebuilt()?;
+        files.keep_made()?;
         model.borrow_mut().tally.rebuilt += 1;
     }
     session.world.set_faults(Faults::none());

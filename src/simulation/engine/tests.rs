@@ -14,6 +14,24 @@ fn what_the_engine_promises_holds_under_cuts_kills_and_faults() {
     assert!(sum.punched_bytes > 0 && sum.expired > 0, "{sum:?}");
 }
 
+/// Seeds that have shown something that did not hold, and what that was.
+const SEEDS_OF_BUGS: &[(u64, &str)] = &[
+    (210, "who looked at a store while its first start had failed found its catalog damaged"),
+    (645, "a first start was killed while it made the catalog, which was named as damaged"),
+    (308, "data waited for ever while the only segment that was prepared was of the reserve"),
+    (1113, "data waited for ever on a full disk, as deletions had a segment of the reserve"),
+    (298, "a look-up found no live object whose bytes had found no room, before its writer knew of that"),
+    (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
+];
+
+#[test]
+fn what_seeds_have_shown_stays_repaired() {
+    for &(seed, story) in SEEDS_OF_BUGS {
+        let outcome = run(seed, Limits::default());
+        outcome.unwrap_or_else(|violation| panic!("scripts/simulate --engine {seed}: {violation} ({story})"));
+    }
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [0, 2, 3] {
@@ -29,6 +47,35 @@ fn at_rest(seed: u64) -> (Scenario, Rng) {
     scenario.make_room();
     scenario.session_in_order(&mut random, false, &mut |_| {}).unwrap();
     (scenario, random)
+}
+
+/// Who looked at what a first start had left, when it was cut off while it made the catalog, was told of damage.
+#[test]
+fn a_start_that_is_cut_off_while_it_makes_the_catalog_needs_nobodys_hand() {
+    for (calls, ending) in (0..40).flat_map(|calls| [(calls, Ending::Kill), (calls, Ending::Cut)]) {
+        for has_segments in [false, true] {
+            let (mut scenario, mut random) = match has_segments {
+                true => at_rest(calls),
+                false => {
+                    let mut random = Rng::with_seed(calls);
+                    (Scenario::new(calls, Limits::default(), random.fork()), random)
+                }
+            };
+            scenario.make_room();
+            let story = format!("{ending:?} in call {calls}, segments: {has_segments}");
+            let plan = Plan {
+                dies_after: Some(calls),
+                loses_catalog: has_segments,
+                is_in_order: false,
+                ..Plan::in_order(&mut random, 4, false)
+            };
+            let cut_off = scenario.session(plan, TURNS_MAX, ending, &mut |_| {});
+            assert_eq!(cut_off, Ok(Pause::Failed), "{story}");
+            scenario
+                .session_in_order(&mut random, false, &mut |_| {})
+                .unwrap_or_else(|violation| panic!("{story}: {violation}"));
+        }
+    }
 }
 
 fn look(scenario: &Scenario) -> Found {

@@ -107,7 +107,6 @@ impl Worker {
         let context = self.context();
         let only_if_absent = self.random.u8(0..4) == 0;
         let gives_up = self.random.u8(0..12) == 0;
-        let before = self.session.model.borrow().before(name);
         let creating = local.create(&context, name.clone(), Metadata::default(), only_if_absent);
         let mut writer = match self.perhaps(gives_up, creating).await {
             None => return,
@@ -121,9 +120,9 @@ impl Worker {
                 return self.check_error("a creation", &error, expected);
             }
         };
-        let _ = before;
-        let generation = writer.object().generation();
-        self.session.model.borrow_mut().begin(generation, name, name.bucket() == "short");
+        let object = writer.object().clone();
+        let generation = object.generation();
+        self.session.model.borrow_mut().begin(&object, name.bucket() == "short");
         let is_open = self.append_some(&mut writer, name).await;
         self.session
             .model
@@ -131,6 +130,10 @@ impl Worker {
             .generations
             .entry(generation)
             .and_modify(|object| object.is_written = false);
+        if object.state() != State::Live && !object.is_deleted() && self.session.plan.is_in_order {
+            self.violate(format!("{object:?} has ended, and its writer is there"));
+        }
+        drop(object);
         if is_open && self.random.u8(0..4) > 0 {
             self.seal(writer).await;
         }

@@ -1,4 +1,12 @@
+use std::time::Duration;
+
 use super::*;
+use crate::context::Context;
+use crate::error::Result;
+use crate::log::format::{RecordHeader, RecordKind};
+use crate::log::{Keeper, Log, LogSettings, Placement, Sink};
+use crate::metrics::CoreMetrics;
+use crate::ring::Arena;
 use crate::simulation::ERRNOS;
 use rustix::io::Errno;
 
@@ -112,4 +120,76 @@ fn a_bit_that_rots_is_noticed() {
         unnoticed += u32::from(scenario.session_in_order(&mut |_| {}).is_ok());
     }
     assert_eq!(unnoticed, 0);
+}
+
+/// Nobody wants to know what has become durable.
+struct Nobody;
+
+impl Sink for Nobody {
+    type Note = ();
+
+    fn durable(&self, (): (), _: Placement<'_>) {}
+
+    fn block_done(&self) {}
+
+    fn failed(&self, (): ()) {}
+}
+
+fn append(log: &Log<Nobody>, length: usize) -> Result<Option<u64>> {
+    let fill = |_: &mut [u8]| Ok::<_, crate::Error>(length);
+    let appended = log.append(length, true, fill, |length| {
+        let (kind, length) = (RecordKind::Append, length as u32);
+        (RecordHeader { kind, continued: false, length, generation: 1, offset: 0, timestamp: 0 }, ())
+    })?;
+    Ok(appended.map(|appended| appended.sequence))
+}
+
+/// A deletion on a full disk that was given up left a segment of the reserve prepared. No other was tried beside it, and
+/// data waited for ever for the answer.
+#[test]
+fn data_learns_that_a_disk_is_full_though_a_segment_of_the_reserve_is_prepared() {
+    const LENGTH: usize = 4000;
+    let world = World::new(WorldSettings { capacity_bytes: 12 * SEGMENT_BYTES, ..WorldSettings::default() });
+    world.make_folder(Path::new(FOLDER));
+    let space = Space::new(SpaceSettings {
+        folder: FOLDER.into(),
+        store: STORE,
+        segment_bytes: SEGMENT_BYTES,
+        direct: true,
+        spare_segments: 1,
+        reserve_bytes: 8 * SEGMENT_BYTES,
+    });
+    let mut cores = Cores::new(&world, 1);
+    let answered = Rc::new(RefCell::new(None));
+    let answer = answered.clone();
+    cores.begin(0, |core| async move {
+        let settings =
+            LogSettings { log: 0, block_bytes: PIECE_LENGTH, durable: true, next_sequence: 0, term: 1 };
+        let (keeper, keeping) = Keeper::start(&core, &space);
+        let arena = Arena::new(6, PIECE_LENGTH).unwrap();
+        let metrics = Rc::new(CoreMetrics::new());
+        let (log, flushing) = Log::<Nobody>::start(&core, settings, arena, keeper.clone(), metrics);
+        let context = Context::background();
+        while log.room(&context, LENGTH, true).await.is_ok() {
+            append(&log, LENGTH).unwrap();
+        }
+        while let Some(sequence) = append(&log, 0).unwrap() {
+            log.acknowledged(&context, sequence).await.unwrap();
+        }
+        let _ = core.timeout(Duration::ZERO, log.room(&context, 0, true)).await;
+        core.sleep(Duration::from_secs(1)).await;
+        assert_eq!(keeper.prepared(), 1, "a deletion would find room now");
+        // What is left of the segment at hand is anybody's then.
+        let refused = loop {
+            match log.room(&context, LENGTH, true).await {
+                Ok(()) => drop(append(&log, LENGTH).unwrap()),
+                Err(error) => break error,
+            }
+        };
+        *answer.borrow_mut() = Some(refused.kind());
+        flushing.cancel().await;
+        keeping.cancel().await;
+    });
+    assert_eq!(cores.run(TURNS_MAX), Pause::Ended);
+    assert_eq!(answered.take(), Some(crate::Kind::NoSpace));
 }
