@@ -43,6 +43,8 @@ pub enum KnownSegment {
     Begun {
         /// Which use of the file.
         epoch: u64,
+        /// The log's first block that is not. Where the log is known to go on behind it, that was in another segment.
+        next_sequence: u64,
     },
     /// Nothing is in it in this use; it may have been begun anew since.
     Free {
@@ -55,7 +57,7 @@ impl KnownSegment {
     fn epoch(self) -> u64 {
         match self {
             KnownSegment::Covered { epoch }
-            | KnownSegment::Begun { epoch }
+            | KnownSegment::Begun { epoch, .. }
             | KnownSegment::Free { epoch } => epoch,
         }
     }
@@ -229,7 +231,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         }
     }
     let resolution = resolve(&mut found, &known.logs);
-    survey.logs = resolution.logs.clone();
+    survey.logs = resolution.logs;
     survey.damage.extend(resolution.gaps.iter().map(|gap| gap.describe(&scans)));
 
     let mut counts: Vec<Vec<bool>> = scans.iter().map(|scan| vec![false; scan.blocks.len()]).collect();
@@ -263,10 +265,9 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             known = ?known.segments.get(&scan.number),
             "scanned"
         );
-        let begun = scan.epoch.map(|epoch| KnownSegment::Begun { epoch });
         // All that counts in a segment may be known; behind that there may be what this start cuts off.
-        let is_known = begun.is_some() && known.segments.get(&scan.number).copied() == begun;
-        if !places.contains_key(&index) && !is_known {
+        let known_until = scan.known_until(known);
+        if !places.contains_key(&index) && known_until.is_none() {
             match scan.epoch {
                 None => survey.without_header.push(scan.number),
                 Some(_) => survey.nothing_counts.push(scan.number),
@@ -274,10 +275,8 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             continue;
         }
         let void = scan.blocks.iter().zip(&counts[index]).filter(|(block, counts)| {
-            // What is known of a log stays as it is, unless that is the same block of a later term.
-            let is_known =
-                known.logs.get(&block.header.log).is_some_and(|&(next, _)| block.header.sequence < next);
-            !**counts && (!is_known || resolution.is_begun_anew(&block.header))
+            // What is known stays as it is. Where the log goes on elsewhere, what is behind it was written again there.
+            !**counts && known_until.is_none_or(|next| block.header.sequence >= next)
         });
         let mut positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
         // What a start has cut off is no damage, also when the segments behind it were used again.
@@ -459,19 +458,22 @@ struct Scan {
 }
 
 impl Scan {
+    /// The log's first block behind what is known of this use of the segment. None: nothing is.
+    fn known_until(&self, known: &Known) -> Option<u64> {
+        match known.segments.get(&self.number) {
+            Some(&KnownSegment::Begun { epoch, next_sequence }) if Some(epoch) == self.epoch => {
+                Some(next_sequence)
+            }
+            _ => None,
+        }
+    }
+
     /// Where the last block ends that counts now or is known. None: that cannot be told.
     fn end(&self, counts: &[bool], known: &Known) -> Option<u64> {
-        let is_known =
-            |block: &BlockHeader| known.logs.get(&block.log).is_some_and(|&(next, _)| block.sequence < next);
-        let mut blocks = self.blocks.iter().zip(counts);
-        let last = blocks.rfind(|(block, counts)| **counts || is_known(&block.header))?.0.header;
         // Of a segment that is known to hold something, all of that must be there.
-        let wanted = match known.segments.get(&self.number) {
-            Some(KnownSegment::Begun { epoch }) if Some(*epoch) == self.epoch => {
-                known.logs.get(&last.log).map_or(0, |&(next, _)| next)
-            }
-            _ => 0,
-        };
+        let wanted = self.known_until(known).unwrap_or(0);
+        let mut blocks = self.blocks.iter().zip(counts);
+        let last = blocks.rfind(|(block, counts)| **counts || block.header.sequence < wanted)?.0.header;
         let end = (last.position + u64::from(last.length)).next_multiple_of(ALIGNMENT as u64);
         (last.sequence + 1 >= wanted).then_some(end)
     }
@@ -592,7 +594,7 @@ async fn find_header(
     }
     let header =
         |epoch| SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
-    if let Some(KnownSegment::Begun { epoch }) = known {
+    if let Some(KnownSegment::Begun { epoch, .. }) = known {
         return Ok(FoundHeader::Known(header(epoch)));
     }
     let candidates = [first.map(|block| block.epoch), SegmentHeader::epoch_in(bytes)];
@@ -689,16 +691,6 @@ struct Resolution {
     counting: Vec<Found>,
     logs: BTreeMap<u16, Continuation>,
     gaps: Vec<Gap>,
-    /// For each log the terms that were seen, and the sequence that each began with.
-    terms: HashMap<u16, BTreeMap<u32, u64>>,
-}
-
-impl Resolution {
-    /// Whether a later term of the log has begun in front of this block: it is void.
-    fn is_begun_anew(&self, header: &BlockHeader) -> bool {
-        let terms = self.terms.get(&header.log);
-        terms.is_some_and(|terms| terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence))
-    }
 }
 
 /// Blocks that were durable and are missing before one that is there.
@@ -745,14 +737,14 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
     for log in found.chunk_by(|first, second| first.header.log == second.header.log) {
         let number = log[0].header.log;
         let known = known.get(&number).copied();
-        let terms = log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
-        resolution.terms.insert(number, terms);
-        let is_void = |resolution: &Resolution, header: &BlockHeader| {
+        let terms: BTreeMap<u32, u64> =
+            log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
+        let is_void = |header: &BlockHeader| {
+            let is_begun_anew = terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence);
             let is_known = known.is_some_and(|(next, term)| header.sequence < next || header.term < term);
-            header.log == number && (is_known || resolution.is_begun_anew(header))
+            header.log == number && (is_begun_anew || is_known)
         };
-        let valid: Vec<Found> =
-            log.iter().copied().filter(|found| !is_void(&resolution, &found.header)).collect();
+        let valid: Vec<Found> = log.iter().copied().filter(|found| !is_void(&found.header)).collect();
         // What some block says was durable before it.
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
@@ -805,13 +797,12 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
             }
             expected = Some((sequence + 1, Some(found.segment)));
             // What was written again elsewhere, or given up, is missed by nobody.
-            damage_follows =
-                found.damage_follows && !found.follower.is_some_and(|header| is_void(&resolution, &header));
+            damage_follows = found.damage_follows && !found.follower.is_some_and(|header| is_void(&header));
             next_sequence = next_sequence.max(sequence + 1);
             resolution.counting.push(found);
         }
-        let seen = log.iter().map(|found| found.header.term).max().unwrap_or(0);
-        let term = seen.max(known.map_or(0, |known| known.1)) + 1;
+        let term =
+            terms.last_key_value().map_or(0, |(&term, _)| term).max(known.map_or(0, |known| known.1)) + 1;
         resolution.logs.insert(number, Continuation { next_sequence, term });
     }
     resolution

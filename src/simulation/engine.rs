@@ -274,7 +274,7 @@ impl Scenario {
         if plan.loses_catalog {
             self.files.lose();
         }
-        let (inspects, rebuilds) = (plan.inspects, plan.rebuilds);
+        let inspects = plan.inspects;
         let mut cores = Cores::new(&self.world, self.cores);
         if let Some(calls) = plan.dies_after {
             self.world.fail_after(calls);
@@ -309,7 +309,7 @@ impl Scenario {
             _ => leftovers?,
         }
         if inspects {
-            inspection::inspect(self, rebuilds)?;
+            inspection::inspect(self)?;
         }
         Ok(pause)
     }
@@ -322,7 +322,7 @@ impl Scenario {
         observe: &mut dyn FnMut(&World),
     ) -> Result<(), String> {
         let before = self.model.borrow().tally;
-        let plan = Plan::in_order(random, if is_last { 4 } else { 20 }, self.blocks_fail);
+        let plan = Plan::in_order(random, if is_last { 4 } else { 20 });
         let ending = if random.bool() { Ending::Cut } else { Ending::Kill };
         let pause = self.session(plan, TURNS_MAX, ending, observe)?;
         let after = self.model.borrow().tally;
@@ -347,15 +347,12 @@ struct Plan {
     /// The process dies in the midst of a call of the catalog, after so many.
     dies_after: Option<u64>,
     inspects: bool,
-    /// Who inspects does so without the catalog too.
-    rebuilds: bool,
     /// Nothing may go wrong: neither faults nor a full disk explain an error.
     is_in_order: bool,
 }
 
 impl Plan {
-    /// `blocks_fail`: blocks may fail to be written. What of such a block is on the medium all the same was never
-    /// acknowledged; the catalog leaves it out, and who makes the catalog anew may find it. So the catalog stays then.
+    /// `blocks_fail`: blocks may fail to be written.
     fn new(random: &mut Rng, limits: Limits, blocks_fail: bool) -> Plan {
         let starting_faults = match random.u8(0..4) {
             0 | 1 => Faults::none(),
@@ -405,10 +402,9 @@ impl Plan {
             tasks: random.usize(1..=3).min(limits.tasks),
             steps: random.usize(1..30).min(limits.steps),
             stops_early: random.u8(0..4) == 0,
-            loses_catalog: random.u8(0..6) == 0 && !blocks_fail,
+            loses_catalog: random.u8(0..6) == 0,
             dies_after: (random.u8(0..3) == 0).then(|| random.u64(0..400)),
             inspects: random.u8(0..3) > 0,
-            rebuilds: !blocks_fail,
             is_in_order: false,
         };
         let mut plan = plan;
@@ -434,7 +430,7 @@ impl Plan {
     }
 
     /// Nothing goes wrong.
-    fn in_order(random: &mut Rng, steps: usize, blocks_failed: bool) -> Plan {
+    fn in_order(random: &mut Rng, steps: usize) -> Plan {
         Plan {
             starting_faults: Faults::none(),
             starting_blocking_faults: Faults::none(),
@@ -443,10 +439,9 @@ impl Plan {
             tasks: 2,
             steps,
             stops_early: false,
-            loses_catalog: random.u8(0..4) == 0 && !blocks_failed,
+            loses_catalog: random.u8(0..4) == 0,
             dies_after: None,
             inspects: true,
-            rebuilds: !blocks_failed,
             is_in_order: true,
         }
     }

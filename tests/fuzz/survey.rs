@@ -137,7 +137,7 @@ fn known(input: &mut Input<'_>) -> Known {
     if choice % 4 == 3 {
         let (first, second) = (input.byte() as u64, input.byte() as u64);
         known.segments.insert(1, KnownSegment::Covered { epoch: 10 });
-        known.segments.insert(2, KnownSegment::Begun { epoch: 11 });
+        known.segments.insert(2, KnownSegment::Begun { epoch: 11, next_sequence: 3 });
         known.segments.insert(3, KnownSegment::Free { epoch: 12 + first % 2 });
         known.logs.insert(0, (first % 8, 1));
         known.logs.insert(1, (second % 8, 1));

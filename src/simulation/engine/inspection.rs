@@ -15,9 +15,9 @@ use crate::store::verify::verify_open;
 use crate::store::{Database, State};
 
 /// Verifies what is there. Nothing is changed.
-pub(super) fn inspect(scenario: &Scenario, rebuilds: bool) -> std::result::Result<(), String> {
+pub(super) fn inspect(scenario: &Scenario) -> std::result::Result<(), String> {
     let with = look(scenario, scenario.files.view().map_err(|error| error.to_string())?)?;
-    let without = if rebuilds { look(scenario, None)? } else { with.clone() };
+    let without = look(scenario, None)?;
     if with != without {
         return Err(format!("with the catalog there is {with:?}, and without it {without:?}"));
     }

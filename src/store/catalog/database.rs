@@ -22,7 +22,7 @@ use crate::log::KnownSegment;
 use crate::store::object::State;
 
 /// The version of the tables. A catalog of another version is made anew from the segments.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// What of the database is kept in memory, in bytes.
 const CACHE_BYTES: usize = 32 << 20;
 
@@ -343,11 +343,12 @@ impl Database {
         for row in segments.range::<u64>(..).map_err(failure)? {
             let (number, value) = row.map_err(failure)?;
             let row = SegmentRow::from_value(value.value());
-            let epoch = row.epoch;
+            let (epoch, next_sequence) = (row.epoch, row.next_sequence);
             let known = match row {
                 SegmentRow { is_free: true, .. } => KnownSegment::Free { epoch },
-                SegmentRow { is_full: true, .. } => KnownSegment::Covered { epoch },
-                SegmentRow { .. } => KnownSegment::Begun { epoch },
+                SegmentRow { is_full: true, is_pinned: false, .. } => KnownSegment::Covered { epoch },
+                // Of those that are pinned there may be more on the disk than counts.
+                SegmentRow { .. } => KnownSegment::Begun { epoch, next_sequence },
             };
             coverage.segments.insert(number.value(), known);
         }

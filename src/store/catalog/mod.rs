@@ -14,6 +14,8 @@ mod failure;
 pub mod overlay;
 pub mod service;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use changes::{Batch, Change, SegmentUse};

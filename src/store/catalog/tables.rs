@@ -10,7 +10,7 @@
 //! | `deleted` | generation | segments of its deletion, creation and seal: its extents are still to be purged |
 //! | `sealed` | bucket, when (microseconds), generation | length |
 //! | `buckets` | bucket | how many sealed objects, their bytes |
-//! | `segments` | number | epoch, flags, records and bytes that are alive in it, tombstones that are needed |
+//! | `segments` | number | epoch, flags, records and bytes that are alive in it, tombstones that are needed, the log's first block behind what is known of it |
 //! | `logs` | log | first block that is not in the catalog, term of the last that is |
 //! | `tombstones` | segment of a creation, generation | segment of the deletion |
 //! | `tombstone_places` | segment of a deletion, segment of the creation, generation | - |
@@ -26,6 +26,8 @@ use redb::{Table, TableDefinition, WriteTransaction};
 
 use super::failure::{Result, failure};
 
+/// Epoch, flags, live records, live bytes, tombstones, next sequence.
+pub(super) type SegmentValue = (u64, u8, u64, u64, u64, u64);
 /// State, length, begun, modified, segments of creation and seal, document.
 pub(super) type ObjectValue<'a> = (u8, u64, u64, u64, u64, u64, &'a [u8]);
 
@@ -38,7 +40,7 @@ pub(super) const ENDS: TableDefinition<u64, (u8, u64, u64, u64)> = TableDefiniti
 pub(super) const DELETED: TableDefinition<u64, (u64, u64, u64)> = TableDefinition::new("deleted");
 pub(super) const SEALED: TableDefinition<(&str, u64, u64), u64> = TableDefinition::new("sealed");
 pub(super) const BUCKETS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("buckets");
-pub(super) const SEGMENTS: TableDefinition<u64, (u64, u8, u64, u64, u64)> = TableDefinition::new("segments");
+pub(super) const SEGMENTS: TableDefinition<u64, SegmentValue> = TableDefinition::new("segments");
 pub(super) const LOGS: TableDefinition<u16, (u64, u32)> = TableDefinition::new("logs");
 pub(super) const TOMBSTONES: TableDefinition<(u64, u64), u64> = TableDefinition::new("tombstones");
 pub(super) const TOMBSTONE_PLACES: TableDefinition<(u64, u64, u64), ()> =
@@ -56,7 +58,7 @@ pub(super) struct Tables<'t> {
     pub deleted: Table<'t, u64, (u64, u64, u64)>,
     pub sealed: Table<'t, (&'static str, u64, u64), u64>,
     pub buckets: Table<'t, &'static str, (u64, u64)>,
-    pub segments: Table<'t, u64, (u64, u8, u64, u64, u64)>,
+    pub segments: Table<'t, u64, SegmentValue>,
     pub logs: Table<'t, u16, (u64, u32)>,
     pub tombstones: Table<'t, (u64, u64), u64>,
     pub tombstone_places: Table<'t, (u64, u64, u64), ()>,
@@ -96,6 +98,9 @@ pub(super) struct SegmentRow {
     pub live_records: u64,
     pub live_bytes: u64,
     pub tombstones: u64,
+    /// Blocks from this sequence on that are in it, and not in the books, do not count once the log is known to go on
+    /// elsewhere.
+    pub next_sequence: u64,
 }
 
 const FULL: u8 = 1;
@@ -104,7 +109,7 @@ const PINNED: u8 = 4;
 
 impl SegmentRow {
     pub fn from_value(
-        (epoch, flags, live_records, live_bytes, tombstones): (u64, u8, u64, u64, u64),
+        (epoch, flags, live_records, live_bytes, tombstones, next_sequence): SegmentValue,
     ) -> Self {
         SegmentRow {
             epoch,
@@ -114,13 +119,14 @@ impl SegmentRow {
             live_records,
             live_bytes,
             tombstones,
+            next_sequence,
         }
     }
 
-    pub fn value(&self) -> (u64, u8, u64, u64, u64) {
+    pub fn value(&self) -> SegmentValue {
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let flags = flag(self.is_full, FULL) | flag(self.is_free, FREE) | flag(self.is_pinned, PINNED);
-        (self.epoch, flags, self.live_records, self.live_bytes, self.tombstones)
+        (self.epoch, flags, self.live_records, self.live_bytes, self.tombstones, self.next_sequence)
     }
 
     /// Nothing in it is needed any more, and nothing will come.

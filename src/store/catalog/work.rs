@@ -85,6 +85,7 @@ impl<'t> Work<'t> {
         let row = self.segment(batch.segment.number)?;
         row.is_full |= batch.is_full;
         row.is_pinned |= batch.is_pinned;
+        row.next_sequence = batch.next_sequence;
         let segment = batch.segment.number;
         for change in &batch.changes {
             match change {
@@ -441,7 +442,8 @@ impl<'t> Work<'t> {
         self.delete(generation, segment.number)
     }
 
-    /// Nothing is written any more to any segment that is known.
+    /// Nothing is written any more to any segment that is known, and what does not count in those that failed cannot be
+    /// read any more: they may be used again.
     pub fn fill_all(&mut self) -> Result<()> {
         let numbers = self
             .tables
@@ -451,7 +453,9 @@ impl<'t> Work<'t> {
             .map(|row| row.map(|(number, _)| number.value()).map_err(failure))
             .collect::<Result<Vec<u64>>>()?;
         for number in numbers {
-            self.segment(number)?.is_full = true;
+            let row = self.segment(number)?;
+            row.is_full = true;
+            row.is_pinned = false;
         }
         Ok(())
     }
