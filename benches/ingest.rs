@@ -139,7 +139,7 @@ fn run_on_core<F: Future>(main: impl FnOnce(Rc<Core>) -> F) -> F::Output {
 fn prepare_raw(path: &Path, bytes: u64) {
     run_on_core(|core| async move {
         let file = core.open(path, OpenMode::WriteDirect).await.expect("the disk takes direct writes");
-        core.allocate(&file, bytes, Allocation::Reserve).await.expect("there is room");
+        core.allocate(&file, 0, bytes, Allocation::Reserve).await.expect("there is room");
         let arena = Arena::new(1, 1 << 20).expect("memory");
         let zeroes = arena.take().expect("a piece").commit(1 << 20);
         for position in (0..bytes).step_by(1 << 20) {

@@ -425,7 +425,7 @@ fn with_the_catalog_damage_is_named_to_the_byte_and_nothing_else_is_affected() {
                     Part::Bytes(record.offset..record.offset + u64::from(record.length))
                 }
                 RecordKind::Seal => Part::Seal,
-                RecordKind::Interrupt => return None,
+                RecordKind::Interrupt | RecordKind::Declare => return None,
                 RecordKind::Delete => Part::Deletion,
             };
             Some((record.generation, part))
@@ -711,7 +711,7 @@ const TAMPERS: &[(&str, Tamper)] = &[
     ("no extents", without_first!("extents", (u64, u64), &[u8])),
     ("no place in the order of sealing", without_first!("sealed", (&str, u64, u64), u64)),
     ("no totals", without_first!("buckets", &str, (u64, u64))),
-    ("no segment", without_first!("segments", u64, (u64, u8, u64, u64, u64))),
+    ("no segment", without_first!("segments", u64, (u64, u8, u64, u64, u64, u64))),
     ("no deletion", without_first!("tombstones", (u64, u64), u64)),
     ("no place of a deletion", without_first!("tombstone_places", (u64, u64, u64), ())),
     ("a live object", |transaction| {
@@ -749,8 +749,8 @@ const TAMPERS: &[(&str, Tamper)] = &[
     ("an extent that is another part", |transaction| extents(transaction, |rows| rows[0].1[24] ^= 1)),
 ];
 
-fn count(transaction: &redb::WriteTransaction, change: impl Fn(&mut (u64, u8, u64, u64, u64))) {
-    let table = redb::TableDefinition::<u64, (u64, u8, u64, u64, u64)>::new("segments");
+fn count(transaction: &redb::WriteTransaction, change: impl Fn(&mut (u64, u8, u64, u64, u64, u64))) {
+    let table = redb::TableDefinition::<u64, (u64, u8, u64, u64, u64, u64)>::new("segments");
     let mut table = transaction.open_table(table).unwrap();
     let mut row = redb::ReadableTable::get(&table, 1).unwrap().unwrap().value();
     change(&mut row);

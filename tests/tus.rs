@@ -180,6 +180,30 @@ fn an_upload_is_created_with_or_without_bytes_and_length() {
     server.assert_sealed("/b/deferred", b"1234");
 }
 
+/// The node forgot it with its end, and the last bytes of the upload did not complete it.
+#[test]
+fn a_length_that_was_declared_late_is_known_after_a_restart() {
+    let mut server = Server::start();
+    let url = create(&server, "/_tus/b/late", &[("Upload-Defer-Length", "1")]);
+    assert_eq!(patch(&server, &url, 0, &[], b"12").head.status, 204);
+    assert_eq!(patch(&server, &url, 2, &[("Upload-Length", "6")], b"3").head.status, 204);
+    for (round, byte) in [b"4", b"5", b"6"].into_iter().enumerate() {
+        match round {
+            0 => assert!(server.terminate().success()),
+            _ => server.kill(),
+        }
+        if round == 1 {
+            std::fs::remove_file(server.data_path().join("catalog")).unwrap();
+        }
+        server.restart();
+        let head = request(&server, "HEAD", &url, &[], b"").head;
+        assert_eq!((offset(&head), head.get("upload-length")), (3 + round as u64, Some("6")), "{round}");
+        assert_eq!(patch(&server, &url, 3 + round as u64, &[], byte).head.status, 204);
+    }
+    server.assert_sealed("/b/late", b"123456");
+    server.assert_verified_when_stopped();
+}
+
 #[test]
 fn a_chunk_with_a_checksum_counts_as_a_whole_or_not_at_all() {
     let server = Server::start();

@@ -72,6 +72,8 @@ pub enum RecordKind {
     Interrupt = 5,
     /// The generation is deleted.
     Delete = 6,
+    /// The object is going to be as long as the offset says, which was not known when it began.
+    Declare = 7,
 }
 
 impl RecordKind {
@@ -83,6 +85,7 @@ impl RecordKind {
             4 => RecordKind::Seal,
             5 => RecordKind::Interrupt,
             6 => RecordKind::Delete,
+            7 => RecordKind::Declare,
             _ => return None,
         })
     }

@@ -53,9 +53,9 @@
 //! | 0 | 4 | checksum of bytes 4 to 39 |
 //! | 4 | 4 | length of the payload |
 //! | 8 | 8 | generation of the object |
-//! | 16 | 8 | offset in the object of the first payload byte; the length of the object for seal and interrupt |
+//! | 16 | 8 | offset in the object of the first payload byte; the length of the object for seal, interrupt and declare |
 //! | 24 | 8 | timestamp: microseconds since 1970 |
-//! | 32 | 1 | kind: 1 create, 2 append, 3 frame, 4 seal, 5 interrupt, 6 delete |
+//! | 32 | 1 | kind: 1 create, 2 append, 3 frame, 4 seal, 5 interrupt, 6 delete, 7 declare (the length) |
 //! | 33 | 1 | flags: 1 = the append goes on in the object's next record |
 //! | 34 | 2 | zero |
 //! | 36 | 4 | checksum of the payload: of its own, because that of a deleted object is punched out |

@@ -34,7 +34,8 @@ pub struct Segment {
     epoch: u64,
     /// Nothing in it is needed any more: whoever lets go of it last gives its file back.
     is_empty: AtomicBool,
-    /// Never used again: it failed, or it holds what makes clear that parts of a failed one are void.
+    /// Not used again while the store runs: it failed, or it holds what makes clear that parts of a failed one are void.
+    /// The next start makes those unreadable.
     is_pinned: AtomicBool,
     has_failed: AtomicBool,
     space: Arc<Space>,
@@ -51,7 +52,7 @@ impl Segment {
         self.epoch
     }
 
-    /// Whether it is never to be used again.
+    /// Whether it is not to be used again while the store runs.
     pub fn is_pinned(&self) -> bool {
         self.is_pinned.load(Ordering::Relaxed)
     }
@@ -61,12 +62,12 @@ impl Segment {
         self.is_empty.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps the segment from ever being used again.
+    /// Keeps the segment from being used again while the store runs.
     pub(super) fn pin(&self) {
         self.is_pinned.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps the segment from ever being used again, because it has failed. False: it had failed already.
+    /// Keeps the segment from being used again while the store runs, because it has failed. False: it had failed already.
     pub(super) fn retire(&self) -> bool {
         self.pin();
         !self.has_failed.swap(true, Ordering::Relaxed)

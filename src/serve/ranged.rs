@@ -112,7 +112,7 @@ pub(super) async fn put(connection: &mut Connection, request: &Request, part: Pa
         return Err(wrong_offset(writer.offset(), part.offset).into());
     }
     if let Some(total) = part.total {
-        writer.declare_length(total)?;
+        writer.declare_length(&request.context, total).await?;
     }
     go_on(connection, request).await?;
     receive(connection, request, &mut writer).await?;

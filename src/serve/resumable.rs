@@ -16,6 +16,7 @@ use super::target::Target;
 use super::uploads::{
     UPLOAD_LENGTH, UPLOAD_OFFSET, bytes_in, delete, look, offset_of, take_up, wrong_offset,
 };
+use crate::error::Kind;
 use crate::store::{Name, Writer};
 
 /// The version of the draft that client and server must have in common for interim answers.
@@ -198,7 +199,12 @@ async fn append(
         return Err(problem.with(UPLOAD_COMPLETE, boolean(false)).into());
     }
     if let Some(length) = told_length(request, offset, is_complete)? {
-        writer.declare_length(length).map_err(|error| inconsistent_length(error.to_string()))?;
+        match writer.declare_length(&request.context, length).await {
+            Err(error) if error.kind() == Kind::InvalidArgument => {
+                return Err(inconsistent_length(error.to_string()).into());
+            }
+            outcome => outcome?,
+        }
     }
     go_on(connection, request).await?;
     take(connection, request, writer, is_complete, None).await

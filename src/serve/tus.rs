@@ -328,7 +328,7 @@ async fn append(
         return Err(wrong_offset(writer.offset(), offset).into());
     }
     if let Some(length) = length {
-        writer.declare_length(length)?;
+        writer.declare_length(&request.context, length).await?;
     }
     go_on(connection, request).await?;
     take(connection, request, &mut writer).await?;

@@ -40,6 +40,11 @@ pub(super) enum Note {
         length: u64,
         at_microseconds: u64,
     },
+    /// How long the object is going to be.
+    Declare {
+        live: Rc<Live>,
+        length: u64,
+    },
     Delete(Arc<Object>),
     /// A deletion that was logged before, in the segment with this number.
     Tombstone {
@@ -175,6 +180,9 @@ impl Sink for Commits {
                 }
                 self.enter(&live, change);
             }
+            Note::Declare { live, length } => {
+                self.enter(&live, Change::Declare { generation: live.object.generation(), length });
+            }
             Note::Delete(object) => {
                 if self.shared.namespace().deletion_is_durable(&object) {
                     self.metrics.objects_deleted.increment();
@@ -220,7 +228,7 @@ impl Sink for Commits {
                 self.shared.give_up(&live.object, self.core.index());
                 self.end_without_log(&live);
             }
-            Note::Append { live, .. } | Note::End { live, .. } => {
+            Note::Append { live, .. } | Note::Declare { live, .. } | Note::End { live, .. } => {
                 live.is_broken.set(true);
                 self.end_without_log(&live);
             }

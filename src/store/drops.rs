@@ -495,6 +495,16 @@ const LOCAL_CASES: &[LocalCase] = &[
         drop(writer);
         going_on.await;
     }),
+    local!("Writer::declare_length", |scene| {
+        let (first, second) = (content(1, 3000), content(2, 1000));
+        let mut writer = scene.create_here().await;
+        writer.append(&background(), &first).await.unwrap();
+        scene.cut(writer.declare_length(&background(), 4000)).await;
+        writer.declare_length(&background(), 4000).await.unwrap();
+        writer.append(&background(), &second).await.unwrap();
+        writer.seal(&background()).await.unwrap();
+        assert!(scene.read().await == ([first, second].concat(), true));
+    }),
     local!("Writer::seal", |scene| {
         let (mut writer, context, bytes) = (scene.create_here().await, background(), content(1, 3000));
         writer.append(&context, &bytes).await.unwrap();

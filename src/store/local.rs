@@ -722,6 +722,18 @@ impl LocalStore {
         Ok(appended.map(|appended| appended.sequence))
     }
 
+    /// Puts the length that an object is going to have into the log. None: there is no room now.
+    pub(super) fn append_length(&self, live: &Rc<Live>, length: u64) -> Result<Option<u64>> {
+        let timestamp = microseconds(self.core.wall_clock());
+        let generation = live.object.generation();
+        let describe = |payload_length| {
+            let header = record(RecordKind::Declare, payload_length, generation, length, timestamp);
+            (header, Note::Declare { live: live.clone(), length })
+        };
+        let appended = self.log.append(0, true, |_| Ok::<_, Error>(0), describe)?;
+        Ok(appended.map(|appended| appended.sequence))
+    }
+
     /// The state of this core's metrics.
     pub fn snapshot(&self) -> Snapshot {
         let metrics = &self.metrics;

@@ -75,6 +75,8 @@ pub struct Object {
     home: AtomicUsize,
     /// How often its writing was taken up again after it was interrupted.
     resumes: AtomicU64,
+    /// Its length, where that was declared after it began.
+    declared_later: OnceLock<u64>,
     extents: Extents,
     /// Who is told when nobody holds the object any more: its bytes can be let go of then.
     on_last_drop: OnceLock<Sender<Write>>,
@@ -97,6 +99,7 @@ impl Object {
             cached: AtomicU64::new(0),
             home: AtomicUsize::new(0),
             resumes: AtomicU64::new(0),
+            declared_later: OnceLock::new(),
             extents,
             on_last_drop: OnceLock::new(),
         })
@@ -125,6 +128,7 @@ impl Object {
             cached: AtomicU64::new(0),
             home: AtomicUsize::new(0),
             resumes: AtomicU64::new(0),
+            declared_later: OnceLock::new(),
             extents,
             on_last_drop: OnceLock::new(),
         })
@@ -143,6 +147,16 @@ impl Object {
     /// What is kept with it.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    /// How long it is going to be in bytes, where that was declared.
+    pub fn declared_length(&self) -> Option<u64> {
+        self.metadata.declared_length.or_else(|| self.declared_later.get().copied())
+    }
+
+    /// Notes the length that its writer has declared now.
+    pub(super) fn declare_length(&self, length: u64) {
+        let _ = self.declared_later.set(length);
     }
 
     /// The watermark: everything before this offset is durable. It only grows.

@@ -333,7 +333,7 @@ fn is_alive(view: &View, segment: u64, record: &RecoveredRecord) -> Result<Optio
                     && extent.offset == header.offset
             })
         }
-        RecordKind::Interrupt | RecordKind::Delete => false,
+        RecordKind::Interrupt | RecordKind::Declare | RecordKind::Delete => false,
     };
     Ok(if is_needed { Some(Name::new(&bucket, &key)?) } else { None })
 }

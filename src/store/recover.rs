@@ -156,7 +156,7 @@ pub async fn learn(
         false if !survey.damage.is_empty() || !nameless.is_empty() => Nameless::These(Vec::new()),
         false => Nameless::These(reading.touched.keys().chain(&reading.sealed).copied().collect()),
     };
-    let (outcome, damage) = database.settle(&reading.touched, may_be_nameless)?;
+    let (outcome, damage) = database.settle(&reading.touched, &reading.declared, may_be_nameless)?;
     recovered.damage.extend(reading.damage);
     recovered.damage.extend(damage);
     let view = database.view()?;
@@ -212,6 +212,8 @@ struct Reading {
     sealed: Vec<u64>,
     /// How many bytes objects were interrupted with.
     interrupted: HashMap<u64, u64>,
+    /// How long objects are going to be. Their creations may be in logs that are read later.
+    declared: HashMap<u64, u64>,
     broken: Vec<Broken>,
     damage: Vec<String>,
 }
@@ -243,6 +245,10 @@ impl Reading {
                 RecordKind::Seal => {
                     self.touched.remove(&generation);
                     self.sealed.push(generation);
+                }
+                RecordKind::Declare => {
+                    self.declared.insert(generation, header.offset);
+                    continue;
                 }
                 RecordKind::Create | RecordKind::Append | RecordKind::Interrupt => {
                     let last = self.touched.entry(generation).or_default();
@@ -291,6 +297,7 @@ pub(super) fn change(
         },
         RecordKind::Seal => Change::Seal { generation, length: header.offset, at_microseconds },
         RecordKind::Interrupt => Change::Interrupt { generation, at_microseconds },
+        RecordKind::Declare => Change::Declare { generation, length: header.offset },
         RecordKind::Delete => Change::Delete { generation },
     })
 }

@@ -464,7 +464,7 @@ impl Reading<'_> {
             RecordKind::Append | RecordKind::Frame => self.bytes(&record),
             RecordKind::Seal => self.seal(&record),
             RecordKind::Delete => self.deletion(&record),
-            RecordKind::Interrupt => Ok(()),
+            RecordKind::Interrupt | RecordKind::Declare => Ok(()),
         };
         self.failure = outcome.err();
     }

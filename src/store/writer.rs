@@ -54,13 +54,20 @@ impl Writer {
         self.declared_length
     }
 
-    /// Says how long the object is going to be in bytes. It is known as long as the store runs.
+    /// Says how long the object is going to be in bytes. Whoever goes on with it later knows that, as soon as what was
+    /// appended up to then is durable. Dropping the future leaves it said or not.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] where another length was told before, or more was appended already.
-    pub fn declare_length(&mut self, length: u64) -> Result<()> {
-        if self.declared_length.is_some_and(|declared| declared != length) {
-            return Err(Error::new(Kind::InvalidArgument, "another length was declared before"));
+    /// [`Kind::InvalidArgument`] where another length was told before, or more was appended already;
+    /// [`Kind::WrongState`] when the object was deleted; the failure of the log; [`Kind::Cancelled`] and
+    /// [`Kind::DeadlineExceeded`] from the context.
+    pub async fn declare_length(&mut self, context: &Context, length: u64) -> Result<()> {
+        match self.declared_length {
+            Some(declared) if declared == length => return Ok(()),
+            Some(_) => {
+                return Err(Error::new(Kind::InvalidArgument, "another length was declared before"));
+            }
+            None => {}
         }
         if length < self.offset {
             return Err(Error::new(
@@ -68,7 +75,16 @@ impl Writer {
                 "more was appended than the length that is declared",
             ));
         }
-        self.declared_length = Some(length);
+        let sequence = loop {
+            self.check_not_deleted()?;
+            self.live.check_not_broken()?;
+            match self.local.append_length(&self.live, length)? {
+                Some(sequence) => break sequence,
+                None => self.local.log().room(context, 0, true).await?,
+            }
+        };
+        self.live.object.declare_length(length);
+        (self.sequence, self.declared_length) = (Some(sequence), Some(length));
         Ok(())
     }
 

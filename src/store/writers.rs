@@ -291,7 +291,7 @@ impl LocalStore {
             offset,
             sequence: None,
             promise: None,
-            declared_length: object.metadata().declared_length,
+            declared_length: object.declared_length(),
         };
         Writer::take_up(self.clone(), left, window)
     }

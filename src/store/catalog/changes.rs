@@ -54,6 +54,13 @@ pub enum Change {
         /// When, in microseconds since 1970.
         at_microseconds: u64,
     },
+    /// The object is going to be this long.
+    Declare {
+        /// Which.
+        generation: u64,
+        /// Its length in bytes.
+        length: u64,
+    },
     /// The generation is deleted.
     Delete {
         /// Which.
@@ -69,6 +76,7 @@ impl Change {
             | Change::Data { generation, .. }
             | Change::Seal { generation, .. }
             | Change::Interrupt { generation, .. }
+            | Change::Declare { generation, .. }
             | Change::Delete { generation } => *generation,
         }
     }
@@ -87,7 +95,7 @@ pub struct Batch {
     pub term: u32,
     /// Nothing is written to this segment any more.
     pub is_full: bool,
-    /// The segment is never to be used again, whatever becomes of its records.
+    /// The segment is not to be used again before a start has read it, whatever becomes of its records.
     pub is_pinned: bool,
     /// The records.
     pub changes: Vec<Change>,

@@ -12,8 +12,8 @@ use super::database::View;
 use super::failure::{Result, failure};
 use super::service::CreateDocument;
 use super::tables::{
-    BUCKETS, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, MOVED, OBJECTS, ObjectValue, SEALED,
-    SEGMENTS, SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
+    BUCKETS, DECLARED, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, MOVED, OBJECTS, ObjectValue,
+    SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
 };
 use super::work::state_of;
 use crate::log::format::{RECORD_HEADER_LENGTH, SEGMENT_HEADER_LENGTH};
@@ -492,6 +492,13 @@ impl Lookup {
                 totals.segments.entry(segment).or_default().seals += 1;
             }
             leftovers.push((generation.value(), "has an end and no creation"));
+        }
+        for row in self.transaction.open_table(DECLARED).map_err(failure)?.iter().map_err(failure)? {
+            let generation = row.map_err(failure)?.0.value();
+            totals.rows += 1;
+            if self.object(generation)?.is_none_or(|object| object.state == State::Sealed) {
+                leftovers.push((generation, "has a length to come and is complete or not there"));
+            }
         }
         for (generation, what) in leftovers {
             totals.rows += 1;

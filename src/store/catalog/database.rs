@@ -13,8 +13,8 @@ use redb::{Builder, ReadTransaction, ReadableDatabase, ReadableTable, StorageBac
 use super::changes::{Batch, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::failure::{CURE, Result, failure};
 use super::tables::{
-    BUCKETS, DELETED, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, ObjectValue, SEALED, SEGMENTS,
-    SegmentRow, TOMBSTONE_PLACES, Tables,
+    BUCKETS, DECLARED, DELETED, EXTENTS, GENERATIONS, LIVE, LOGS, META, OBJECTS, ObjectValue, SEALED,
+    SEGMENTS, SegmentRow, TOMBSTONE_PLACES, Tables,
 };
 use super::work::{Work, state_of};
 use crate::error::{Error, Kind};
@@ -283,7 +283,8 @@ impl Database {
     }
 
     /// After every log was read: what has no seal is interrupted, what is deleted is let go of, and nothing is written
-    /// to any segment that is known. `touched` are generations that came up while reading, and when last; of those that
+    /// to any segment that is known. `touched` are generations that came up while reading, and when last, `declared` those with
+    /// the length that they are going to have; of those that
     /// `may_be_nameless` it lets go where nothing says what they are. Answers what is damaged, a sentence each.
     ///
     /// # Errors
@@ -291,6 +292,7 @@ impl Database {
     pub fn settle(
         &self,
         touched: &HashMap<u64, u64>,
+        declared: &HashMap<u64, u64>,
         may_be_nameless: Nameless,
     ) -> Result<(Outcome, Vec<String>)> {
         let mut damage = Vec::new();
@@ -313,6 +315,9 @@ impl Database {
                         row.length
                     ));
                 }
+            }
+            for (&generation, &length) in declared {
+                work.declare(generation, length)?;
             }
             work.fill_all()?;
             for generation in match may_be_nameless {
@@ -599,6 +604,15 @@ impl View {
             let (bucket, key) = name.value();
             (bucket.to_owned(), String::from_utf8_lossy(key).into_owned())
         }))
+    }
+
+    /// How long an object is going to be, where that was declared after it began.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn declared_length(&self, generation: u64) -> Result<Option<u64>> {
+        let declared = self.transaction.open_table(DECLARED).map_err(failure)?;
+        Ok(declared.get(generation).map_err(failure)?.map(|length| length.value()))
     }
 
     /// The extents of an object from the one that holds `offset` on, about `count` of them, with the epoch of each

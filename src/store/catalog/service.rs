@@ -286,10 +286,14 @@ impl Books {
         } else {
             Extents::beginning_at(row.length)
         };
+        let mut metadata = document.metadata;
+        if row.state != State::Sealed && metadata.declared_length.is_none() {
+            metadata.declared_length = view.declared_length(row.generation)?;
+        }
         Ok(Object::stored(
             name.clone(),
             row.generation,
-            document.metadata,
+            metadata,
             row.state,
             row.length,
             row.modified_microseconds,

@@ -7,6 +7,7 @@
 //! | `extents` | generation, offset of the first | up to 128 extents |
 //! | `live` | generation | - (neither sealed nor interrupted when it was last heard of) |
 //! | `ends` | generation | the end of an object whose creation is not known yet |
+//! | `declared` | generation of an object that is not complete | its length, where that was declared after it began |
 //! | `deleted` | generation | segments of its deletion, creation and seal: its extents are still to be purged |
 //! | `sealed` | bucket, when (microseconds), generation | length |
 //! | `buckets` | bucket | how many sealed objects, their bytes |
@@ -37,6 +38,7 @@ pub(super) const GENERATIONS: TableDefinition<u64, (&str, &[u8])> = TableDefinit
 pub(super) const EXTENTS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("extents");
 pub(super) const LIVE: TableDefinition<u64, ()> = TableDefinition::new("live");
 pub(super) const ENDS: TableDefinition<u64, (u8, u64, u64, u64)> = TableDefinition::new("ends");
+pub(super) const DECLARED: TableDefinition<u64, u64> = TableDefinition::new("declared");
 pub(super) const DELETED: TableDefinition<u64, (u64, u64, u64)> = TableDefinition::new("deleted");
 pub(super) const SEALED: TableDefinition<(&str, u64, u64), u64> = TableDefinition::new("sealed");
 pub(super) const BUCKETS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("buckets");
@@ -55,6 +57,7 @@ pub(super) struct Tables<'t> {
     pub extents: Table<'t, (u64, u64), &'static [u8]>,
     pub live: Table<'t, u64, ()>,
     pub ends: Table<'t, u64, (u8, u64, u64, u64)>,
+    pub declared: Table<'t, u64, u64>,
     pub deleted: Table<'t, u64, (u64, u64, u64)>,
     pub sealed: Table<'t, (&'static str, u64, u64), u64>,
     pub buckets: Table<'t, &'static str, (u64, u64)>,
@@ -74,6 +77,7 @@ impl<'t> Tables<'t> {
             extents: transaction.open_table(EXTENTS).map_err(failure)?,
             live: transaction.open_table(LIVE).map_err(failure)?,
             ends: transaction.open_table(ENDS).map_err(failure)?,
+            declared: transaction.open_table(DECLARED).map_err(failure)?,
             deleted: transaction.open_table(DELETED).map_err(failure)?,
             sealed: transaction.open_table(SEALED).map_err(failure)?,
             buckets: transaction.open_table(BUCKETS).map_err(failure)?,

@@ -55,7 +55,7 @@ fn a_deletion_is_kept_for_a_creation_that_the_next_start_may_find() {
     // The next start finds it, and has then read everything.
     database.take([&full(2, vec![create(), seal()])]).unwrap();
     assert!(!exists(&database));
-    let outcome = database.settle(&HashMap::new(), Nameless::These(Vec::new())).unwrap().0;
+    let outcome = database.settle(&HashMap::new(), &HashMap::new(), Nameless::These(Vec::new())).unwrap().0;
     assert!(!exists(&database));
     assert_eq!(emptied(&outcome), [2], "the deletion stays as long as the creation can be read");
     assert_eq!(emptied(&database.take([&Step::Free(segment(2))]).unwrap()), [1]);
@@ -66,7 +66,7 @@ fn a_deletion_of_what_never_came_goes_with_the_next_start() {
     let database = database();
     let deletion = Step::Delete { generation: GENERATION, segment: segment(1) };
     database.take([&deletion, &Step::Purge { generation: GENERATION }, &full(1, Vec::new())]).unwrap();
-    let outcome = database.settle(&HashMap::new(), Nameless::These(Vec::new())).unwrap().0;
+    let outcome = database.settle(&HashMap::new(), &HashMap::new(), Nameless::These(Vec::new())).unwrap().0;
     assert_eq!(emptied(&outcome), [1]);
 }
 
@@ -101,7 +101,7 @@ fn a_segment_that_failed_is_read_by_the_next_start_and_may_be_used_after_it() {
     let epoch = segment.epoch;
     let known = |database: &Database| database.coverage().unwrap().segments[&1];
     assert_eq!(known(&database), KnownSegment::Begun { epoch, next_sequence });
-    database.settle(&HashMap::new(), Nameless::These(Vec::new())).unwrap();
+    database.settle(&HashMap::new(), &HashMap::new(), Nameless::These(Vec::new())).unwrap();
     assert_eq!(known(&database), KnownSegment::Covered { epoch });
 }
 
@@ -110,7 +110,7 @@ fn a_segment_that_failed_is_read_by_the_next_start_and_may_be_used_after_it() {
 fn what_came_up_without_a_creation_goes_with_the_start() {
     let database = database();
     database.take([&full(1, vec![seal()])]).unwrap();
-    let settle = |nameless| database.settle(&HashMap::new(), nameless).unwrap().0;
+    let settle = |nameless| database.settle(&HashMap::new(), &HashMap::new(), nameless).unwrap().0;
     assert_eq!(emptied(&settle(Nameless::These(vec![GENERATION + 1]))), Vec::<u64>::new());
     assert_eq!(emptied(&settle(Nameless::These(vec![GENERATION]))), [1]);
 }

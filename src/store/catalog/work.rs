@@ -103,6 +103,7 @@ impl<'t> Work<'t> {
                 &Change::Interrupt { generation, at_microseconds } => {
                     self.end(generation, State::Interrupted, 0, at_microseconds, segment)?;
                 }
+                &Change::Declare { generation, length } => self.declare(generation, length)?,
                 &Change::Delete { generation } => self.delete(generation, segment)?,
             }
         }
@@ -394,6 +395,16 @@ impl<'t> Work<'t> {
         Ok(())
     }
 
+    /// Notes how long an object is going to be that is not complete. Nothing, where there is none.
+    pub fn declare(&mut self, generation: u64, length: u64) -> Result<()> {
+        let Some(row) = self.take_object(generation)? else { return Ok(()) };
+        if row.state != State::Sealed {
+            self.tables.declared.insert(generation, length).map_err(failure)?;
+        }
+        self.put_object(row);
+        Ok(())
+    }
+
     /// Sets the end of an object; the count of the seal's segment is the caller's.
     fn set_end(
         &mut self,
@@ -413,6 +424,7 @@ impl<'t> Work<'t> {
         row.state = state;
         row.modified_microseconds = at_microseconds;
         if state == State::Sealed {
+            self.tables.declared.remove(row.generation).map_err(failure)?;
             row.seal_segment = segment;
             self.count_sealed(row, length, true)?;
             self.tables
@@ -479,6 +491,7 @@ impl<'t> Work<'t> {
         self.tables.objects.remove(key).map_err(failure)?;
         self.tables.generations.remove(generation).map_err(failure)?;
         self.tables.live.remove(generation).map_err(failure)?;
+        self.tables.declared.remove(generation).map_err(failure)?;
         if row.state == State::Sealed {
             let key = (row.bucket.as_str(), row.modified_microseconds, generation);
             let length = self.tables.sealed.remove(key).map_err(failure)?.map_or(0, |value| value.value());
