@@ -11,7 +11,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Connection, Program, Server, assert_same, eventually, tool};
+use common::{Connection, End, Program, Server, assert_same, eventually, tool};
 
 /// How long the video is, in seconds; it is encoded at the speed of a camera.
 const SECONDS: u32 = 3;
@@ -222,6 +222,42 @@ fn play_while_recording() -> Option<()> {
     assert_eq!(rest, rest_expected);
     let packets = 1 + rest.lines().filter(|line| line.starts_with("0, ")).count();
     assert_eq!(packets, SECONDS as usize * 25, "one packet for each picture");
+    Some(())
+}
+
+#[test]
+fn an_encoder_that_comes_back_to_its_url_begins_anew_and_nobody_takes_the_break_for_an_end() {
+    come_back();
+}
+
+/// DASH-IF's ingest, and what operators do: an encoder that was killed is started again with the same URL.
+fn come_back() -> Option<()> {
+    let server = Server::start();
+    let path = "/cameras/door.ts";
+    let (first, second) = (server.file_path("first.ts"), server.file_path("second.ts"));
+    let encoder = encode("PUT", &server.url(path), &first)?;
+    let mut cut_off = server.follow("/cameras/door.ts?wait=30");
+    cut_off.take(10_000);
+    encoder.pause();
+    let sent = written(&first);
+    encoder.kill();
+    encoder.finish();
+    let (rest, end) = cut_off.rest();
+    assert_ne!(end, End::Clean);
+    let received = 10_000 + rest.len();
+    assert!((sent.len()..=written(&first).len()).contains(&received), "{received} of {}", sent.len());
+    server.await_state(path, "interrupted");
+    let kept = server.get(path);
+    assert_same("what is kept", &kept.body, &written(&first)[..received]);
+
+    let encoder = encode("PUT", &server.url(path), &second)?;
+    server.await_state(path, "live");
+    let mut follower = server.follow(path);
+    let (_, status, complaints) = encoder.finish();
+    assert!(status.success(), "{status}: {complaints}");
+    let all = written(&second);
+    follower.expect_rest(&all);
+    server.assert_sealed(path, &all);
     Some(())
 }
 
