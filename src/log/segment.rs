@@ -735,7 +735,8 @@ impl Keeper {
         // Held until the last write of this process is done, even if the process is killed: the next one waits.
         lock(&self.core, &writing).await.map_err(|errno| ("cannot lock", errno))?;
         // A file that a failed attempt left may be too short, or have its full length and be lost with the power.
-        let is_whole = self.core.length(&writing) == Ok(settings.segment_bytes);
+        let file_bytes = self.core.length(&writing).map_err(|errno| ("cannot look at", errno))?;
+        let is_whole = file_bytes == settings.segment_bytes;
         // What was punched out is initialised again like the rest: a block written to it would change metadata.
         let allocated_bytes = self.core.allocated_bytes(&writing).unwrap_or(0).min(settings.segment_bytes);
         let mut is_reserve = false;
@@ -754,7 +755,8 @@ impl Keeper {
             };
             (empty.is_durable, empty.room) = (false, FreeRoom::GivenBack);
             // A header that is there says that nothing in the file counts. It stays until it is written anew.
-            let start = if is_whole { SEGMENT_HEADER_LENGTH as u64 } else { 0 };
+            let header_bytes = SEGMENT_HEADER_LENGTH as u64;
+            let start = if file_bytes < header_bytes { 0 } else { header_bytes };
             if let Err(errno) = self.initialise(&writing, start).await {
                 // It may have got some of the room, which is nobody's good there.
                 let _ = self.core.punch(&writing, start, settings.segment_bytes - start).await;
