@@ -5,7 +5,7 @@
 //! segment after the other, so that a store of any size can be read in bounded memory. Nothing is changed before
 //! [`Survey::settle`]: when that returns, what does not count can no longer be taken for anything else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -226,11 +226,16 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
     let mut found = Vec::new();
     for (index, scan) in scans.iter().enumerate() {
         for (place, block) in scan.blocks.iter().enumerate() {
-            let ScannedBlock { header, is_whole, damage_follows, follower } = *block;
+            let ScannedBlock { header, damage_follows, follower, .. } = *block;
+            let is_whole = block.broken.is_empty();
             found.push(Found { header, is_whole, damage_follows, follower, segment: index, place });
         }
     }
-    let resolution = resolve(&mut found, &known.logs);
+    let mut resolution = resolve(&mut found, &known.logs);
+    if !resolution.doubtful.is_empty() {
+        excuse(core, space, &scans, &mut found, &resolution).await?;
+        resolution = resolve(&mut found, &known.logs);
+    }
     survey.logs = resolution.logs;
     survey.damage.extend(resolution.gaps.iter().map(|gap| gap.describe(&scans)));
 
@@ -479,11 +484,11 @@ impl Scan {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct ScannedBlock {
     header: BlockHeader,
-    /// Whether every payload is what was written.
-    is_whole: bool,
+    /// Records whose payload is not what was written: the generation, and whether it is a creation.
+    broken: Vec<(u64, bool)>,
     /// Behind it is what is left of another block of the same use of the file.
     damage_follows: bool,
     /// What the header of that one says, where it is whole.
@@ -648,8 +653,11 @@ async fn scan(
             if let Some(header) = plausible {
                 let bytes = window.at(position, header.length as usize).await?;
                 if let Some(records) = records_of(&header, bytes) {
-                    let is_whole = records.iter().all(|record| record.is_whole);
-                    blocks.push(ScannedBlock { header, is_whole, damage_follows: false, follower: None });
+                    let broken = records.iter().filter(|record| !record.is_whole);
+                    let broken = broken
+                        .map(|record| (record.header.generation, record.header.kind == RecordKind::Create));
+                    let broken = broken.collect();
+                    blocks.push(ScannedBlock { header, broken, damage_follows: false, follower: None });
                     leftovers.clear();
                     follower = None;
                     next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
@@ -691,6 +699,54 @@ struct Resolution {
     counting: Vec<Found>,
     logs: BTreeMap<u16, Continuation>,
     gaps: Vec<Gap>,
+    /// The blocks that nothing voids.
+    valid: Vec<Found>,
+    /// Those of them with payloads that are not what was written, of which no other block says that they were durable:
+    /// torn writes, or they have lost what was deleted.
+    doubtful: Vec<Found>,
+}
+
+/// Tells blocks at the end of a log that were durable, and of which what was deleted is punched out, from torn ones. In
+/// the first all that is missing belongs to generations that are deleted; or of which the creation is gone, with the
+/// segment that it stood in, long after their deletion. Those count as whole.
+async fn excuse(
+    core: &Rc<Core>,
+    space: &Space,
+    scans: &[Scan],
+    found: &mut [Found],
+    resolution: &Resolution,
+) -> Result<()> {
+    let broken_in = |found: &Found| &scans[found.segment].blocks[found.place].broken;
+    let wanted: HashSet<u64> =
+        resolution.doubtful.iter().flat_map(broken_in).map(|&(generation, _)| generation).collect();
+    let (mut created, mut deleted) = (HashSet::new(), HashSet::new());
+    let mut valid = resolution.valid.clone();
+    valid.sort_by_key(|found| (found.segment, found.place));
+    for blocks in valid.chunk_by(|first, second| first.segment == second.segment) {
+        let path = Space::path(&space.settings().folder, scans[blocks[0].segment].number);
+        let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
+        let file = open_for_reading(core, &path).await.map_err(failed)?;
+        let mut window = Window::new(core, &file);
+        for Found { header, .. } in blocks {
+            let bytes = window.at(header.position, header.length as usize).await.map_err(failed)?;
+            for record in records_of(header, bytes).unwrap_or_default() {
+                let generation = record.header.generation;
+                match record.header.kind {
+                    _ if !wanted.contains(&generation) => {}
+                    RecordKind::Create if record.is_whole => drop(created.insert(generation)),
+                    RecordKind::Delete => drop(deleted.insert(generation)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    let is_missed = |&(generation, is_creation): &(u64, bool)| {
+        !deleted.contains(&generation) && (is_creation || created.contains(&generation))
+    };
+    for found in found.iter_mut().filter(|found| resolution.doubtful.contains(found)) {
+        found.is_whole = !broken_in(found).iter().any(is_missed);
+    }
+    Ok(())
 }
 
 /// Blocks that were durable and are missing before one that is there.
@@ -748,6 +804,9 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
         // What some block says was durable before it.
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
+        resolution.valid.extend(&valid);
+        let is_doubtful = |found: &&Found| !found.is_whole && found.header.sequence >= durable;
+        resolution.doubtful.extend(valid.iter().filter(is_doubtful));
         let mut expected: Option<(u64, Option<usize>)> = known.map(|(next, _)| (next, None));
         let mut damage_follows = false;
         let mut next_sequence = durable.max(known.map_or(0, |(next, _)| next));
