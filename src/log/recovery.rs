@@ -487,8 +487,8 @@ impl Scan {
 #[derive(Clone)]
 struct ScannedBlock {
     header: BlockHeader,
-    /// Records whose payload is not what was written: the generation, and whether it is a creation.
-    broken: Vec<(u64, bool)>,
+    /// Generations of records whose payload is not what was written.
+    broken: Vec<u64>,
     /// Behind it is what is left of another block of the same use of the file.
     damage_follows: bool,
     /// What the header of that one says, where it is whole.
@@ -654,9 +654,7 @@ async fn scan(
                 let bytes = window.at(position, header.length as usize).await?;
                 if let Some(records) = records_of(&header, bytes) {
                     let broken = records.iter().filter(|record| !record.is_whole);
-                    let broken = broken
-                        .map(|record| (record.header.generation, record.header.kind == RecordKind::Create));
-                    let broken = broken.collect();
+                    let broken = broken.map(|record| record.header.generation).collect();
                     blocks.push(ScannedBlock { header, broken, damage_follows: false, follower: None });
                     leftovers.clear();
                     follower = None;
@@ -699,16 +697,15 @@ struct Resolution {
     counting: Vec<Found>,
     logs: BTreeMap<u16, Continuation>,
     gaps: Vec<Gap>,
-    /// The blocks that nothing voids.
-    valid: Vec<Found>,
-    /// Those of them with payloads that are not what was written, of which no other block says that they were durable:
-    /// torn writes, or they have lost what was deleted.
+    /// The blocks that no later term voids.
+    stands: Vec<Found>,
+    /// Blocks of logs of which nothing is known, with payloads that are not what was written, of which no other block
+    /// says that they were durable: torn writes, or they have lost what was deleted.
     doubtful: Vec<Found>,
 }
 
-/// Tells blocks at the end of a log that were durable, and of which what was deleted is punched out, from torn ones. In
-/// the first all that is missing belongs to generations that are deleted; or of which the creation is gone, with the
-/// segment that it stood in, long after their deletion. Those count as whole.
+/// Tells blocks at the end of a log that were durable, and of which what was deleted is punched out, from torn ones: in
+/// the first all that is missing belongs to generations that are deleted. Those count as whole.
 async fn excuse(
     core: &Rc<Core>,
     space: &Space,
@@ -717,34 +714,24 @@ async fn excuse(
     resolution: &Resolution,
 ) -> Result<()> {
     let broken_in = |found: &Found| &scans[found.segment].blocks[found.place].broken;
-    let wanted: HashSet<u64> =
-        resolution.doubtful.iter().flat_map(broken_in).map(|&(generation, _)| generation).collect();
-    let (mut created, mut deleted) = (HashSet::new(), HashSet::new());
-    let mut valid = resolution.valid.clone();
-    valid.sort_by_key(|found| (found.segment, found.place));
-    for blocks in valid.chunk_by(|first, second| first.segment == second.segment) {
+    let missed: HashSet<u64> = resolution.doubtful.iter().flat_map(broken_in).copied().collect();
+    let mut deleted = HashSet::new();
+    let mut stands = resolution.stands.clone();
+    stands.sort_by_key(|found| (found.segment, found.place));
+    for blocks in stands.chunk_by(|first, second| first.segment == second.segment) {
         let path = Space::path(&space.settings().folder, scans[blocks[0].segment].number);
         let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
         let file = open_for_reading(core, &path).await.map_err(failed)?;
         let mut window = Window::new(core, &file);
         for Found { header, .. } in blocks {
             let bytes = window.at(header.position, header.length as usize).await.map_err(failed)?;
-            for record in records_of(header, bytes).unwrap_or_default() {
-                let generation = record.header.generation;
-                match record.header.kind {
-                    _ if !wanted.contains(&generation) => {}
-                    RecordKind::Create if record.is_whole => drop(created.insert(generation)),
-                    RecordKind::Delete => drop(deleted.insert(generation)),
-                    _ => {}
-                }
-            }
+            let records = records_of(header, bytes).unwrap_or_default();
+            let deletions = records.iter().filter(|record| record.header.kind == RecordKind::Delete);
+            deleted.extend(deletions.map(|record| record.header.generation).filter(|it| missed.contains(it)));
         }
     }
-    let is_missed = |&(generation, is_creation): &(u64, bool)| {
-        !deleted.contains(&generation) && (is_creation || created.contains(&generation))
-    };
     for found in found.iter_mut().filter(|found| resolution.doubtful.contains(found)) {
-        found.is_whole = !broken_in(found).iter().any(is_missed);
+        found.is_whole = broken_in(found).iter().all(|generation| deleted.contains(generation));
     }
     Ok(())
 }
@@ -795,18 +782,21 @@ fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolution 
         let known = known.get(&number).copied();
         let terms: BTreeMap<u32, u64> =
             log.iter().map(|found| (found.header.term, found.header.term_start)).collect();
+        let is_begun_anew =
+            |header: &BlockHeader| terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence);
         let is_void = |header: &BlockHeader| {
-            let is_begun_anew = terms.range(header.term + 1..).any(|(_, &start)| start <= header.sequence);
             let is_known = known.is_some_and(|(next, term)| header.sequence < next || header.term < term);
-            header.log == number && (is_begun_anew || is_known)
+            header.log == number && (is_begun_anew(header) || is_known)
         };
+        resolution.stands.extend(log.iter().filter(|found| !is_begun_anew(&found.header)));
         let valid: Vec<Found> = log.iter().copied().filter(|found| !is_void(&found.header)).collect();
         // What some block says was durable before it.
         let durable =
             valid.iter().map(|found| found.header.durable.max(found.header.term_start)).max().unwrap_or(0);
-        resolution.valid.extend(&valid);
-        let is_doubtful = |found: &&Found| !found.is_whole && found.header.sequence >= durable;
-        resolution.doubtful.extend(valid.iter().filter(is_doubtful));
+        if known.is_none() {
+            let is_doubtful = |found: &&Found| !found.is_whole && found.header.sequence >= durable;
+            resolution.doubtful.extend(valid.iter().filter(is_doubtful));
+        }
         let mut expected: Option<(u64, Option<usize>)> = known.map(|(next, _)| (next, None));
         let mut damage_follows = false;
         let mut next_sequence = durable.max(known.map_or(0, |(next, _)| next));

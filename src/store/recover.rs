@@ -105,6 +105,7 @@ pub async fn learn(
         ..Recovered::default()
     };
     let mut reading = Reading::default();
+    let was_cut_off = database.begin_start()?;
     for segment in &survey.segments {
         let records = survey.read(core, space, segment).await?;
         recovered.records += records.len();
@@ -150,7 +151,7 @@ pub async fn learn(
     if is_start {
         survey.clear_void(core, space).await?;
     }
-    let may_be_nameless = match is_rebuilt {
+    let may_be_nameless = match is_rebuilt || was_cut_off {
         true => Nameless::Any,
         // What has lost its name to damage stays, and is named again.
         false if !survey.damage.is_empty() || !nameless.is_empty() => Nameless::These(Vec::new()),

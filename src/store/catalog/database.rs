@@ -282,6 +282,19 @@ impl Database {
         })
     }
 
+    /// A start begins to enter what it reads. True: an earlier one did, and was cut off before it had settled that.
+    ///
+    /// # Errors
+    /// What the disk says; nothing is changed then.
+    pub fn begin_start(&self) -> Result<bool> {
+        let mut was_cut_off = false;
+        self.change(|work| {
+            was_cut_off = work.tables().meta.insert("unsettled", 1).map_err(failure)?.is_some();
+            Ok(())
+        })?;
+        Ok(was_cut_off)
+    }
+
     /// After every log was read: what has no seal is interrupted, what is deleted is let go of, and nothing is written
     /// to any segment that is known. `touched` are generations that came up while reading, and when last, `declared` those with
     /// the length that they are going to have; of those that
@@ -320,6 +333,7 @@ impl Database {
                 work.declare(generation, length)?;
             }
             work.fill_all()?;
+            work.tables().meta.remove("unsettled").map_err(failure)?;
             for generation in match may_be_nameless {
                 Nameless::Any => orphans(work)?,
                 Nameless::These(generations) => generations,

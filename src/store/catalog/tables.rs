@@ -16,7 +16,7 @@
 //! | `tombstones` | segment of a creation, generation | segment of the deletion |
 //! | `tombstone_places` | segment of a deletion, segment of the creation, generation | - |
 //! | `moved` | segment that a creation was copied out of, generation | segment of the copy |
-//! | `meta` | `store`, `version`, `generation_max` | a number |
+//! | `meta` | `store`, `version`, `generation_max`, `unsettled` (while a start enters what it reads) | a number |
 //!
 //! A *tombstone* is the record of a deletion. It is needed as long as the object's creation could be read in
 //! another segment: without the catalog, the segments alone must tell that the object is gone. So a copy of a creation
