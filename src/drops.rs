@@ -4,9 +4,10 @@
 //! what it waited for is there, and nobody has looked yet. [`Cut::make`] does it, and makes sure that nobody holds the
 //! waker of a future that is gone. Whoever calls it goes through the cuts until the future was done before one.
 //!
-//! What is dropped, and what must hold afterwards, is in `runtime/drops.rs` (a core, its files and sockets) and in
-//! `store/drops.rs` (the store). Both name what they drop as `Type::function`, so that the test below can tell whether
-//! some future of the public surface was forgotten.
+//! What is dropped, and what must hold afterwards, is in `runtime/drops.rs` (a core, its files and sockets), in
+//! `store/drops.rs` (the store, its start, and who reads it without a server) and in `serve/drops.rs` (connections). They
+//! name what they drop as `Type::function`, so that the test below can tell whether some future of the public surface was
+//! forgotten.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -110,6 +111,8 @@ pub(crate) async fn begin<F: Future>(future: F) -> Option<F::Output> {
 /// The rooms whose futures are dropped, and what in them is not for others to call and goes with its caller.
 const ROOMS: &[(&str, &str)] = &[
     ("context/mod.rs", include_str!("context/mod.rs")),
+    ("log/inspect.rs", include_str!("log/inspect.rs")),
+    ("log/recovery.rs", include_str!("log/recovery.rs")),
     ("log/segment.rs", include_str!("log/segment.rs")),
     ("log/writer.rs", include_str!("log/writer.rs")),
     ("ring/mod.rs", include_str!("ring/mod.rs")),
@@ -119,9 +122,14 @@ const ROOMS: &[(&str, &str)] = &[
     ("runtime/race.rs", include_str!("runtime/race.rs")),
     ("runtime/stream.rs", include_str!("runtime/stream.rs")),
     ("runtime/under.rs", include_str!("runtime/under.rs")),
+    ("serve/connection.rs", include_str!("serve/connection.rs")),
+    ("serve/server.rs", include_str!("serve/server.rs")),
     ("store/handle.rs", include_str!("store/handle.rs")),
     ("store/local.rs", include_str!("store/local.rs")),
+    ("store/offline.rs", include_str!("store/offline.rs")),
     ("store/reader.rs", include_str!("store/reader.rs")),
+    ("store/recover.rs", include_str!("store/recover.rs")),
+    ("store/verify.rs", include_str!("store/verify.rs")),
     ("store/writer.rs", include_str!("store/writer.rs")),
     ("store/writers.rs", include_str!("store/writers.rs")),
 ];
@@ -170,7 +178,7 @@ fn public_futures(text: &str) -> Vec<(String, String)> {
 
 #[test]
 fn every_public_future_is_dropped_at_every_await_point_and_says_what_that_does() {
-    let cases = crate::runtime::dropped().chain(crate::store::dropped());
+    let cases = crate::runtime::dropped().chain(crate::store::dropped()).chain(crate::serve::dropped());
     let cases: std::collections::BTreeSet<&str> = cases.collect();
     let (mut forgotten, mut silent, mut count) = (Vec::new(), Vec::new(), 0);
     for (room, text) in ROOMS {

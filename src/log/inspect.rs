@@ -76,7 +76,7 @@ pub struct Inspected<'a> {
 }
 
 /// Reads a whole segment. Blocks count that are of `epoch`; where that is not given, of the header's. `visit` gets
-/// every record in order of position, those in damaged blocks last.
+/// every record in order of position, those in damaged blocks last. Dropping the future leaves nothing behind.
 ///
 /// # Errors
 /// As open(2). What cannot be read later is in the answer.
@@ -221,7 +221,7 @@ async fn search(
 }
 
 /// Reads the record whose payload of `length` bytes begins at `position` of a segment. None: it is damaged, or there
-/// is none.
+/// is none. Dropping the future leaves nothing behind.
 ///
 /// # Errors
 /// As open(2) and read(2).
@@ -243,6 +243,7 @@ pub async fn read_record(
 }
 
 /// The store that a segment's file says it belongs to, and how long it says it is, if it says so.
+/// Dropping the future leaves nothing behind.
 ///
 /// # Errors
 /// As open(2) and read(2).

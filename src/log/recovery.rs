@@ -138,7 +138,8 @@ pub struct RecoveredRecord {
     pub document: Vec<u8>,
 }
 
-/// Reads all segments of a store that are not known, and settles what counts.
+/// Reads all segments of a store that are not known, and settles what counts. Dropping the future leaves the segments as
+/// they are.
 ///
 /// # Errors
 /// A folder or file that cannot be read, a segment of another store or of another format version.
@@ -297,7 +298,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
 }
 
 impl Survey {
-    /// The records of one segment that count, in order.
+    /// The records of one segment that count, in order. Dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// A file that cannot be read, or that is not what it was.
@@ -325,6 +326,7 @@ impl Survey {
 
     /// Makes blocks unreadable that do not count, in segments where others do: why they do not may be written in
     /// segments that are used again one day. To be done before anybody notes that these segments need not be read again.
+    /// Dropping the future leaves some of them readable: the next survey finds those.
     ///
     /// # Errors
     /// What the device says.
@@ -337,7 +339,7 @@ impl Survey {
 
     /// Makes sure that what does not count never will, and gives back the room behind what does: a start goes on in
     /// segments of its own. Answers the segments that hold nothing, each with its new epoch. After
-    /// [`Survey::clear_void`].
+    /// [`Survey::clear_void`]. Dropping the future leaves some of it to the next survey.
     ///
     /// # Errors
     /// What the device says.
@@ -369,7 +371,8 @@ fn recovered(block: &BlockHeader, record: Record, bytes: &[u8]) -> RecoveredReco
     }
 }
 
-/// All records of a segment that nothing is written to any more, in this use of it, whether they count or not.
+/// All records of a segment that nothing is written to any more, in this use of it, whether they count or not. Dropping
+/// the future leaves nothing behind.
 ///
 /// # Errors
 /// A file that cannot be read, or is in another use.
@@ -526,7 +529,8 @@ impl<'a> Window<'a> {
         self.read_bytes
     }
 
-    /// The bytes from `position`, `length` of them, or fewer at the end of the file.
+    /// The bytes from `position`, `length` of them, or fewer at the end of the file. Dropping the future drops what is
+    /// held with it.
     pub async fn at(&mut self, position: u64, length: usize) -> std::result::Result<&[u8], Errno> {
         let held = position >= self.start && position + length as u64 <= self.start + self.filled as u64;
         if !held {

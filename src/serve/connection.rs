@@ -170,7 +170,8 @@ impl Connection {
         Connection { here, stream, input, door, context, pace }
     }
 
-    /// Serves requests until the connection ends.
+    /// Serves requests until the connection ends. Dropping the future closes it: an object that is being put on it is
+    /// interrupted with what was received, or awaited.
     pub async fn serve(mut self) {
         loop {
             let next = match self.read_head().await {
@@ -311,7 +312,8 @@ impl Connection {
         self.here.with_date(|date| reply.write(out, date))
     }
 
-    /// Sends a whole answer with a body that is at hand.
+    /// Sends a whole answer with a body that is at hand. Dropping the future leaves some of it sent: nothing more can be
+    /// sent on this connection.
     pub async fn reply(
         &mut self,
         request: &Request,
@@ -333,6 +335,7 @@ impl Connection {
     }
 
     /// Sends the answer that tells of a problem. The body of the request, if there is one, was not read.
+    /// Dropping the future: as for [`Connection::reply`].
     pub async fn reply_problem(&mut self, request: &Request, problem: &Problem) -> Result<Next, Broken> {
         self.record(&request.head.method, problem.status);
         if problem.status.is_server_error() {
@@ -368,7 +371,7 @@ impl Connection {
         Ok(if committed.keep_alive { Next::Request } else { Next::Close })
     }
 
-    /// Sends bytes, waiting for a slow client as long as it takes something.
+    /// Sends bytes, waiting for a slow client as long as it takes something. Dropping the future leaves some of them sent.
     pub async fn send(&self, mut bytes: &[u8], more: bool) -> Result<(), Broken> {
         while !bytes.is_empty() {
             match self.stream.try_send(&[std::io::IoSlice::new(bytes)], more)? {
@@ -379,7 +382,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits until the client can take more, for as long as a reader may stall.
+    /// Waits until the client can take more, for as long as a reader may stall. Dropping the future loses nothing.
     pub async fn writable(&self) -> Result<(), Broken> {
         let seconds = self.here.config().reader_stall_seconds;
         self.wait(Stall::Reader, seconds, self.stream.writable()).await
@@ -397,7 +400,8 @@ impl Connection {
         self.here.local.metrics().bytes_received.add(bytes as u64);
     }
 
-    /// Waits until the client has sent more of a body, for as long as a writer may stall.
+    /// Waits until the client has sent more of a body, for as long as a writer may stall. Dropping the future loses
+    /// nothing.
     pub async fn readable(&self) -> Result<(), Broken> {
         let config = self.here.config();
         let (now, (since, bytes)) = (self.here.local.core().now(), self.pace.get());

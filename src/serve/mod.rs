@@ -13,6 +13,8 @@ mod body;
 pub mod chunked;
 pub mod conditional;
 mod connection;
+#[cfg(test)]
+mod drops;
 mod follow;
 pub mod head;
 mod ingest;
@@ -28,4 +30,6 @@ mod transfer;
 mod tus;
 mod uploads;
 
+#[cfg(test)]
+pub(crate) use drops::dropped;
 pub use server::Server;

@@ -66,6 +66,17 @@ pub(super) struct Shared {
 }
 
 impl Arrival {
+    /// A connection of which nothing was received yet.
+    pub fn new(door: Door, descriptor: Descriptor) -> Arrival {
+        Arrival { door, descriptor: Arc::new(descriptor), input: Input::default() }
+    }
+
+    /// The socket, for whoever is to see when it is closed.
+    #[cfg(test)]
+    pub fn socket(&self) -> std::sync::Weak<Descriptor> {
+        Arc::downgrade(&self.descriptor)
+    }
+
     /// A connection that another core has served until now.
     pub fn moved(door: Door, stream: &Stream, input: Input) -> Arrival {
         Arrival { door, descriptor: stream.shared_descriptor(), input }
@@ -73,6 +84,21 @@ impl Arrival {
 }
 
 impl Shared {
+    /// What the cores share, and for each of them where its connections arrive.
+    pub fn new(config: Config) -> (Arc<Shared>, Vec<Receiver<Arrival>>) {
+        let (arrivals, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
+        let shared = Arc::new(Shared {
+            open: (0..config.cores).map(|_| AtomicUsize::new(0)).collect(),
+            data_open: AtomicUsize::new(0),
+            started: SystemTime::now(),
+            draining: AtomicBool::new(false),
+            process: Context::background().with_cancel(),
+            arrivals,
+            config,
+        });
+        (shared, receivers)
+    }
+
     /// Connections of the data listener, on all cores.
     fn open_connections(&self) -> usize {
         self.data_open.load(Ordering::SeqCst)
@@ -99,16 +125,7 @@ impl Server {
         };
         let (data, admin) = (bind(config.listen)?, bind(config.admin)?);
         let (data_address, admin_address) = (data.address(), admin.address());
-        let (arrivals, receivers): (Vec<_>, Vec<_>) = (0..config.cores).map(|_| channel()).unzip();
-        let shared = Arc::new(Shared {
-            open: (0..config.cores).map(|_| AtomicUsize::new(0)).collect(),
-            data_open: AtomicUsize::new(0),
-            started: SystemTime::now(),
-            draining: AtomicBool::new(false),
-            process: Context::background().with_cancel(),
-            arrivals,
-            config: config.clone(),
-        });
+        let (shared, receivers) = Shared::new(config.clone());
         // Each core takes its receiver, core 0 the listeners too, once.
         let receivers: Arc<Vec<_>> = Arc::new(receivers.into_iter().map(Take::new).collect());
         let listeners = Arc::new(Take::new((data, admin)));
@@ -192,7 +209,7 @@ pub(super) struct Here {
 }
 
 impl Here {
-    fn new(local: Rc<LocalStore>, shared: Arc<Shared>) -> Rc<Here> {
+    pub fn new(local: Rc<LocalStore>, shared: Arc<Shared>) -> Rc<Here> {
         Rc::new(Here {
             local,
             shared,
@@ -213,7 +230,7 @@ impl Here {
         self.shared.draining.load(Ordering::Relaxed)
     }
 
-    /// Returns when the node drains, if `listens`; otherwise never.
+    /// Returns when the node drains, if `listens`; otherwise never. Dropping the future leaves nothing behind.
     pub async fn drained(&self, listens: bool) {
         let shared = self.shared.clone();
         let check = move |_| (listens && shared.draining.load(Ordering::Relaxed)).then_some(());
@@ -224,6 +241,33 @@ impl Here {
     pub fn next_request(&self) -> RequestId {
         self.requests.set(self.requests.get() + 1);
         RequestId(self.requests.get() << 6 | self.local.core().index() as u64)
+    }
+
+    /// What is under way here, on the connections and in the store.
+    #[cfg(test)]
+    pub fn census(&self) -> super::drops::Census {
+        let pipes = self.pipes.borrow();
+        assert!(pipes.iter().all(|pipe| pipe.held() == 0), "a pipe is kept that is not empty");
+        let metrics = self.local.metrics();
+        super::drops::Census {
+            store: self.local.census(),
+            pieces_lent: self.local.pieces_lent(),
+            open: self.shared.open[self.local.core().index()].load(Ordering::SeqCst),
+            data_open: self.shared.open_connections(),
+            connections: self.connections.len(),
+            drain_waiters: self.drain.len(),
+            gauges: [
+                metrics.connections_open.get(),
+                metrics.followers.get(),
+                metrics.followers_waiting.get(),
+            ],
+        }
+    }
+
+    /// How many pipes are kept.
+    #[cfg(test)]
+    pub fn pipes_kept(&self) -> usize {
+        self.pipes.borrow().len()
     }
 
     /// Calls with the text of the `Date` header.
@@ -342,7 +386,7 @@ async fn accept(here: Rc<Here>, door: Door, listener: Listener) {
         if door == Door::Data {
             here.local.metrics().connections_accepted.increment();
         }
-        here.send_to(fewest, Arrival { door, descriptor: Arc::new(descriptor), input: Input::default() });
+        here.send_to(fewest, Arrival::new(door, descriptor));
     }
 }
 
@@ -352,26 +396,37 @@ async fn receive(here: Rc<Here>, mut arrivals: Receiver<Arrival>) {
     // A listener's part on each core, so that cores share no lock when connections come and go.
     let data = here.shared.process.0.with_cancel();
     let admin = here.shared.process.0.with_cancel();
-    while let Some(Arrival { door, descriptor, input }) = arrivals.receive().await {
-        let stream = Stream::new(core.clone(), descriptor);
-        let (listener, _) = if door == Door::Data { &data } else { &admin };
-        let listener = match stream.peer() {
-            Some(address) => listener.with_value(Peer(address)),
-            None => listener.clone(),
-        };
-        let (context, over) = listener.with_cancel();
-        let counted = Counted::new(&here, door);
-        let serving = here.clone();
-        let span = match door {
-            Door::Data => tracing::Span::none(),
-            Door::Admin => tracing::debug_span!("admin"),
-        };
-        let task = async move {
-            let (_counted, _over) = (counted, over);
-            Connection::new(serving, context, stream, door, input).serve().await;
-        };
-        here.connections.spawn(&core, task.instrument(span));
+    while let Some(arrival) = arrivals.receive().await {
+        let (listener, _) = if arrival.door == Door::Data { &data } else { &admin };
+        here.connections.spawn(&core, attend(&here, listener, arrival));
     }
+}
+
+/// All that is done for a connection, from when it has come to this core. Dropping it closes the connection, and what
+/// was under way on it goes as it does when the client leaves.
+pub(super) fn attend(
+    here: &Rc<Here>,
+    listener: &Context,
+    arrival: Arrival,
+) -> impl Future<Output = ()> + use<> {
+    let Arrival { door, descriptor, input } = arrival;
+    let stream = Stream::new(here.local.core().clone(), descriptor);
+    let listener = match stream.peer() {
+        Some(address) => listener.with_value(Peer(address)),
+        None => listener.clone(),
+    };
+    let (context, over) = listener.with_cancel();
+    let counted = Counted::new(here, door);
+    let serving = here.clone();
+    let span = match door {
+        Door::Data => tracing::Span::none(),
+        Door::Admin => tracing::debug_span!("admin"),
+    };
+    let task = async move {
+        let (_counted, _over) = (counted, over);
+        Connection::new(serving, context, stream, door, input).serve().await;
+    };
+    task.instrument(span)
 }
 
 /// A connection that is open, for the count of its core and the metrics.

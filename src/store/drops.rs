@@ -4,6 +4,10 @@
 //! for other threads also over a real engine. When all is quiet again, nothing is left of what was dropped: nobody
 //! waits, nothing is promised, pinned, in flight or open that was not before; and what the next call finds is what the
 //! case says. At the end of each world all pieces of the arenas are free, and all descriptors closed.
+//!
+//! What reads a store before it runs, or while it does not, is in [`start`].
+
+mod start;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending};
@@ -52,7 +56,7 @@ const WINDOW: Duration = Duration::from_secs(3600);
 
 /// What is under way on a core, and who waits there. It is the same before a case and after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Census {
+pub(crate) struct Census {
     pub operations: usize,
     pub timers: usize,
     pub tasks: usize,
@@ -757,7 +761,19 @@ const HANDLE_CASES: &[HandleCase] = &[
 
 /// What the cases of this room drop.
 pub(crate) fn dropped() -> impl Iterator<Item = &'static str> {
-    LOCAL_CASES.iter().map(|case| case.of).chain(HANDLE_CASES.iter().map(|case| case.of))
+    let running = LOCAL_CASES.iter().map(|case| case.of).chain(HANDLE_CASES.iter().map(|case| case.of));
+    running.chain(start::dropped())
+}
+
+fn new_space() -> Arc<Space> {
+    Space::new(SpaceSettings {
+        folder: FOLDER.into(),
+        store: 77,
+        segment_bytes: SEGMENT_BYTES,
+        direct: true,
+        spare_segments: 1,
+        reserve_bytes: 0,
+    })
 }
 
 /// A store on the cores of a simulated world, and what is left to look at when it has ended.
@@ -775,20 +791,25 @@ impl Stage {
     where
         F: Future<Output = ()> + 'static,
     {
+        Stage::over(seed, Database::open_on(InMemoryBackend::new(), 77).unwrap(), main)
+    }
+
+    /// The same with this catalog, which is empty.
+    fn over<F>(
+        seed: u64,
+        database: Database,
+        main: impl FnOnce(Rc<LocalStore>, Store) -> F + 'static,
+    ) -> Stage
+    where
+        F: Future<Output = ()> + 'static,
+    {
         let world = World::new(WorldSettings { seed, ..WorldSettings::default() });
         world.make_folder(Path::new(FOLDER));
         let mut cores = Cores::new(&world, CORES);
-        let space = Space::new(SpaceSettings {
-            folder: FOLDER.into(),
-            store: 77,
-            segment_bytes: SEGMENT_BYTES,
-            direct: true,
-            spare_segments: 1,
-            reserve_bytes: 0,
-        });
+        let space = new_space();
         let Assembly { shared, orders, catalog } = assemble(Beginning {
             cores: CORES,
-            database: Database::open_on(InMemoryBackend::new(), 77).unwrap(),
+            database,
             reopen: Box::new(|| Err(Error::new(Kind::Device, "memory does not fail"))),
             space: space.clone(),
             found: Recovered::default(),

@@ -759,7 +759,7 @@ impl LocalStore {
 
     /// What is under way here, and who waits.
     #[cfg(test)]
-    pub(super) fn census(&self) -> super::drops::Census {
+    pub(crate) fn census(&self) -> super::drops::Census {
         let (writers, writer_waiters) = self.writers.held_and_waiting();
         let (names_awaited, pins) = self.shared.namespace().awaited_and_pinned();
         super::drops::Census {
@@ -777,9 +777,15 @@ impl LocalStore {
         }
     }
 
+    /// How many pieces of the arena are held by others than the log.
+    #[cfg(test)]
+    pub(crate) fn pieces_lent(&self) -> usize {
+        self.log.pieces_lent()
+    }
+
     /// How many files are open here: for reading, and of segments that are written or prepared.
     #[cfg(test)]
-    pub(super) fn files_open(&self) -> usize {
+    pub(crate) fn files_open(&self) -> usize {
         let written = usize::from(self.log.has_active_segment()) + self.keeper.prepared();
         self.files.borrow().values.len() + written
     }

@@ -39,7 +39,7 @@ mod writers;
 pub(crate) use catalog::{Books, Database, check::Lookup};
 pub use catalog::{Listed, Page};
 #[cfg(test)]
-pub(crate) use drops::dropped;
+pub(crate) use drops::{Census, dropped};
 pub use engine::{Engine, Service};
 pub use handle::{Store, StoreReader, StoreWriter};
 pub use listing::ListingQuery;

@@ -57,7 +57,7 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Opens the data folder at `path`.
+    /// Opens the data folder at `path`. Dropping the future closes it again.
     ///
     /// # Errors
     /// [`Kind::DataFolder`]: it cannot be read, or is none. [`Kind::Locked`]: a server has it open.
@@ -169,7 +169,8 @@ impl Offline {
         Ok(Kept { generation: row.generation, state: row.state, length: row.length })
     }
 
-    /// Hands the bytes of an object to `take`, in order and without a gap, each after it was checked.
+    /// Hands the bytes of an object to `take`, in order and without a gap, each after it was checked. Dropping the future
+    /// leaves it at what was handed over.
     ///
     /// # Errors
     /// What `take` says, at once; what the catalog's disk says.

@@ -47,7 +47,9 @@ struct Broken {
     bytes: std::ops::Range<u64>,
 }
 
-/// Reads what the catalog does not cover, and tells it. With `is_rebuilt` it covers nothing.
+/// Reads what the catalog does not cover, and tells it. With `is_rebuilt` it covers nothing. Dropping the future is as if
+/// the process were killed: another one, from the beginning, finds the same. A catalog that was being made anew is begun
+/// anew.
 ///
 /// # Errors
 /// A folder, file or catalog that cannot be read or written.
@@ -85,6 +87,7 @@ pub struct Learned {
 
 /// As [`recover`], and leaves the segments as they are: only the catalog is changed. With `is_start`, blocks that do not
 /// count are made unreadable before the catalog covers their segments: a crash in between would leave them for ever.
+/// Dropping the future: as for [`recover`].
 ///
 /// # Errors
 /// A folder, file or catalog that cannot be read, a catalog that cannot be written.

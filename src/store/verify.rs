@@ -45,7 +45,8 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-/// Checks the store in the data folder at `path`. `progress` is told how many bytes of how many are checked.
+/// Checks the store in the data folder at `path`. `progress` is told how many bytes of how many are checked. Dropping the
+/// future leaves nothing behind.
 ///
 /// # Errors
 /// [`Kind::DataFolder`]: it cannot be read, or is none. [`Kind::Locked`]: a server has it open. What is damaged is no

@@ -136,7 +136,7 @@ fn for_each_page(position: u64, length: u64, mut call: impl FnMut(usize, Range<u
 }
 
 /// Something that was done to a file and is not on stable storage.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Change {
     number: u64,
     what: What,
@@ -144,7 +144,7 @@ struct Change {
     sectors: Vec<Range<u64>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum What {
     /// These bytes at the position of this sector.
     Write {
@@ -233,7 +233,7 @@ pub fn sectors_of(position: u64, length: u64) -> Range<u64> {
 }
 
 /// One file.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct File {
     current: Image,
     durable: Image,
@@ -421,7 +421,7 @@ impl File {
 }
 
 /// A name in a folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     file: u64,
     /// The folder was synced since it came into being. Syncing the file itself is not enough: POSIX promises no more.
@@ -429,7 +429,7 @@ struct Entry {
 }
 
 /// A change of a name that was not synced.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Rename {
     folder: PathBuf,
     from: OsString,
@@ -439,7 +439,7 @@ struct Rename {
 }
 
 /// Everything on the device.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Disk {
     renames: Vec<Rename>,
     folders: BTreeMap<PathBuf, BTreeMap<OsString, Entry>>,

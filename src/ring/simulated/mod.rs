@@ -349,6 +349,15 @@ impl World {
         World { state: Rc::new(RefCell::new(state)) }
     }
 
+    /// Another world whose device has the same on it, where chance goes another way. Nobody is at work there.
+    #[cfg(test)]
+    pub(crate) fn twin(&self, seed: u64) -> World {
+        let state = self.state.borrow();
+        let twin = World::new(WorldSettings { seed, ..state.settings.clone() });
+        twin.state.borrow_mut().disk = state.disk.clone();
+        twin
+    }
+
     /// The kernel of one core, from now until the next power cut.
     pub fn kernel(&self, core: usize) -> SimulatedKernel {
         let mut state = self.state.borrow_mut();
