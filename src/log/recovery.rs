@@ -287,7 +287,11 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
         let mut positions: Vec<u64> = void.map(|(block, _)| block.header.position).collect();
         // What a start has cut off is no damage, also when the segments behind it were used again.
         if !is_damaged_behind {
-            positions.extend(&scan.leftovers);
+            let counting = scan.blocks.iter().zip(&counts[index]).rfind(|(block, counts)| {
+                **counts || known_until.is_some_and(|next| block.header.sequence < next)
+            });
+            let end = counting.map_or(0, |(block, _)| block.header.position);
+            positions.extend(scan.leftovers.iter().filter(|&&position| position > end));
         }
         if !positions.is_empty() {
             tracing::debug!(segment = scan.number, ?positions, "blocks are void");
@@ -458,7 +462,7 @@ struct Scan {
     /// Which use of the file, if its header is whole.
     epoch: Option<u64>,
     blocks: Vec<ScannedBlock>,
-    /// Where behind the last block something is left of others of the same use: torn writes, or damage.
+    /// Where something is left of further blocks of the same use: torn writes, or damage.
     leftovers: Vec<u64>,
     read_bytes: u64,
     /// The largest epoch of whatever block is in the file.
@@ -660,7 +664,8 @@ async fn scan(
                     let broken = records.iter().filter(|record| !record.is_whole);
                     let broken = broken.map(|record| record.header.generation).collect();
                     blocks.push(ScannedBlock { header, broken, damage_follows: false, follower: None });
-                    leftovers.clear();
+                    // It is whole, and nothing that is merely left.
+                    leftovers.pop();
                     follower = None;
                     next = (position + u64::from(header.length)).next_multiple_of(ALIGNMENT as u64);
                 }
@@ -669,7 +674,7 @@ async fn scan(
         }
     }
     if let Some(last) = blocks.last_mut() {
-        last.damage_follows = !leftovers.is_empty();
+        last.damage_follows = leftovers.last().is_some_and(|&position| position > last.header.position);
         last.follower = follower;
     }
     let epoch = header.map(|header| header.epoch);

@@ -39,6 +39,9 @@ pub struct Core {
     timers: RefCell<Timers>,
     now: Cell<Instant>,
     turns: Cell<u64>,
+    /// Every task, for who has to be rid of all of them in the midst of their work.
+    #[cfg(any(test, feature = "simulation"))]
+    spawned: RefCell<Vec<std::task::Waker>>,
 }
 
 /// The way into a core from other threads.
@@ -118,6 +121,8 @@ impl Core {
             timers: RefCell::default(),
             now: Cell::new(now),
             turns: Cell::new(0),
+            #[cfg(any(test, feature = "simulation"))]
+            spawned: RefCell::default(),
         })
     }
 
@@ -159,8 +164,24 @@ impl Core {
     {
         let mailbox = self.mailbox.clone();
         let (runnable, task) = async_task::spawn_local(future, move |runnable| mailbox.deliver(runnable));
+        #[cfg(any(test, feature = "simulation"))]
+        self.spawned.borrow_mut().push(runnable.waker());
         runnable.schedule();
         task
+    }
+
+    /// Drops all tasks that wait, whoever holds them: what is killed in a simulated world would hold itself for ever.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn abandon_tasks(&self) {
+        loop {
+            let spawned = self.spawned.take();
+            if spawned.is_empty() {
+                return;
+            }
+            spawned.into_iter().for_each(std::task::Waker::wake);
+            let ready = self.ready.take();
+            drop(ready);
+        }
     }
 
     /// Completes when this much time has passed. Dropping it takes its timer away.

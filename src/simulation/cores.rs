@@ -190,6 +190,7 @@ impl Drop for Cores {
             if let Some(running) = seat.running.take() {
                 running.end();
             }
+            seat.core.abandon_tasks();
         }
     }
 }

@@ -38,6 +38,7 @@ const SEEDS_OF_BUGS: &[(u64, &str)] = &[
         "a deletion in the last block of a log made the block count as torn where the catalog was made anew",
     ),
     (5513, "what a start that was cut off had entered of a deleted object stayed in the catalog"),
+    (8356, "what was left of a torn write, before blocks that were void, was called damage years later"),
     (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
 ];
 
