@@ -65,6 +65,10 @@
 //!
 //! - A block counts only as a whole: header and every record check out, and it stands where it says. Of one that was
 //!   durable once, a payload may be gone: punched out with its object, or damaged, which is reported.
+//! - Where nothing says that a block was durable, as at the end of a log, missing payloads are a torn write; unless all of
+//!   them are of generations that are deleted, and nobody keeps books of the log.
+//! - Of a segment that is known, blocks behind what is known of it do not count where the log is known to go on elsewhere:
+//!   they failed to be written here.
 //! - A log ends before its first block that does not count, unless a later block says that it was durable: then
 //!   it was damaged since, which is reported, and the log goes on.
 //! - A term voids blocks of earlier terms from its start on. So what was cut off once stays cut off, and a block

@@ -3,8 +3,8 @@
 //! Parsing is pure ([`head`], [`target`], [`chunked`], [`range`], [`conditional`]), and so is what an answer looks
 //! like ([`reply`], [`problem`]). Above that a connection is one task on one core: it reads heads and hands each
 //! request to `ingest` (PUT, POST), `follow` (GET, HEAD), `names` (listings, DELETE) or `admin`. An object may be
-//! written by several requests ([`uploads`]): by ranges ([`ranged`]), as the draft for resumable uploads has it
-//! ([`resumable`]), or by tus ([`tus`]).
+//! written by several requests (`uploads`): by ranges (`ranged`), as the draft for resumable uploads has it
+//! (`resumable`), or by tus (`tus`).
 //!
 //! Core 0 accepts and gives each connection to the core with the fewest.
 

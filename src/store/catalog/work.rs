@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::ReadableTable;
+use redb::{ReadableTable, Table};
 
 use super::changes::{Batch, Change, DeadRange, EXTENT_LENGTH, SegmentUse, StoredExtent};
 use super::database::Outcome;
@@ -60,6 +60,12 @@ pub(super) fn state_of(byte: u8) -> State {
         1 => State::Sealed,
         _ => State::Interrupted,
     }
+}
+
+/// The rows whose key begins with this segment.
+fn of_segment(table: &Table<'_, (u64, u64), u64>, number: u64) -> Result<Vec<((u64, u64), u64)>> {
+    let rows = table.range((number, 0)..=(number, u64::MAX)).map_err(failure)?;
+    rows.map(|row| row.map(|(key, value)| (key.value(), value.value())).map_err(failure)).collect()
 }
 
 impl<'t> Work<'t> {
@@ -184,26 +190,10 @@ impl<'t> Work<'t> {
 
     /// The creations in this segment can no longer be read: tombstones that speak of them are not needed.
     fn forget_creations_in(&mut self, number: u64) -> Result<()> {
-        let rows: Vec<((u64, u64), u64)> = self
-            .tables
-            .tombstones
-            .range((number, 0)..=(number, u64::MAX))
-            .map_err(failure)?
-            .map(|row| row.map(|(key, value)| (key.value(), value.value())))
-            .collect::<std::result::Result<_, _>>()
-            .map_err(failure)?;
-        for ((create_segment, generation), place) in rows {
+        for ((create_segment, generation), place) in of_segment(&self.tables.tombstones, number)? {
             self.remove_tombstone(create_segment, generation, place)?;
         }
-        let moved: Vec<((u64, u64), u64)> = self
-            .tables
-            .moved
-            .range((number, 0)..=(number, u64::MAX))
-            .map_err(failure)?
-            .map(|row| row.map(|(key, value)| (key.value(), value.value())))
-            .collect::<std::result::Result<_, _>>()
-            .map_err(failure)?;
-        for (from, to) in moved {
+        for (from, to) in of_segment(&self.tables.moved, number)? {
             self.tables.moved.remove(from).map_err(failure)?;
             self.segment(to)?.tombstones -= 1;
         }
