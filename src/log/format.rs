@@ -10,6 +10,8 @@ pub const VERSION: u32 = 2;
 pub const SEGMENT_HEADER_LENGTH: usize = ALIGNMENT;
 /// The length of a block's header, in bytes.
 pub const BLOCK_HEADER_LENGTH: usize = 72;
+/// The longest block that is believed in, in bytes: what a piece of an arena can have.
+pub const BLOCK_LENGTH_MAX: usize = 16 << 20;
 /// The length of a record's header, in bytes.
 pub const RECORD_HEADER_LENGTH: usize = 40;
 /// What every record is aligned to within its block, in bytes.
@@ -207,6 +209,15 @@ impl BlockHeader {
             take_u64(bytes, 64) == store,
         ];
         is_there.into_iter().filter(|is_there| *is_there).count() >= 3
+    }
+
+    /// Whether the block is of this use of a file, stands where it says, and fits in before `end`.
+    pub fn belongs(&self, store: u64, epoch: u64, position: u64, end: u64) -> bool {
+        self.store == store
+            && self.epoch == epoch
+            && self.position == position
+            && (BLOCK_HEADER_LENGTH..=BLOCK_LENGTH_MAX).contains(&(self.length as usize))
+            && position + u64::from(self.length) <= end
     }
 
     /// Writes the header to the beginning of `bytes`.

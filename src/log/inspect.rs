@@ -10,11 +10,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::format::{
-    ALIGNMENT, BLOCK_HEADER_LENGTH, BlockHeader, RECORD_ALIGNMENT, RECORD_HEADER_LENGTH, Record,
-    RecordHeader, SEGMENT_HEADER_LENGTH, SegmentHeader, records_of,
+    ALIGNMENT, BLOCK_HEADER_LENGTH, BLOCK_LENGTH_MAX, BlockHeader, RECORD_ALIGNMENT, RECORD_HEADER_LENGTH,
+    Record, RecordHeader, SEGMENT_HEADER_LENGTH, SegmentHeader, records_of,
 };
-use super::recovery::{BLOCK_LENGTH_MAX, Window};
 use super::segment::{Space, open_for_reading};
+use super::window::Window;
 use crate::ring::{Descriptor, OpenMode};
 use crate::runtime::Core;
 
@@ -124,13 +124,8 @@ async fn walk(
         }
         let header = BlockHeader::decode(bytes);
         let was_block = header.is_none() && BlockHeader::was_in(bytes, store, epoch, position);
-        let header = header.filter(|block| {
-            block.store == store
-                && block.epoch == epoch
-                && block.position == position
-                && (BLOCK_HEADER_LENGTH..=BLOCK_LENGTH_MAX).contains(&(block.length as usize))
-                && position + u64::from(block.length) <= inspection.file_bytes
-        });
+        let end = inspection.file_bytes;
+        let header = header.filter(|block| block.belongs(store, epoch, position, end));
         if let Some(header) = header {
             let length = header.length as usize;
             let bytes = window.at(position, length).await.map_err(|errno| (position, errno))?;

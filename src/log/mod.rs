@@ -82,6 +82,7 @@ mod recovery;
 mod segment;
 #[cfg(test)]
 mod tests;
+mod window;
 mod writer;
 
 pub use inspect::{Hole, Inspected, Inspection, inspect, read_record, store_in};

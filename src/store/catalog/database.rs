@@ -296,9 +296,9 @@ impl Database {
     }
 
     /// After every log was read: what has no seal is interrupted, what is deleted is let go of, and nothing is written
-    /// to any segment that is known. `touched` are generations that came up while reading, and when last, `declared` those with
-    /// the length that they are going to have; of those that
-    /// `may_be_nameless` it lets go where nothing says what they are. Answers what is damaged, a sentence each.
+    /// to any segment that is known. `touched` are generations that came up while reading, and when last; `declared`
+    /// those with the length that they are going to have. Of those that `may_be_nameless` it lets go where nothing says
+    /// what they are. Answers what is damaged, a sentence each.
     ///
     /// # Errors
     /// What the disk says; nothing is changed then.
