@@ -15,6 +15,11 @@
 //!
 //! Blocks are written to room that is reserved. Where a block cannot be written for lack of room or memory all the
 //! same, what the failed write has left is unknown: its segment is retired as with `EIO`. The store stays writable.
+//!
+//! The catalog is a file of its own, which no acknowledgement waits for. Where it cannot be written, whatever the errno,
+//! that is tried again every second; what is acknowledged is durable in the segments meanwhile, and no room is won back.
+//! The operator sees one log line, `tailwater_catalog_failing` at 1 and, unless it is for want of room, `/readyz` 503. A
+//! store that is stopped meanwhile ends, and its next start reads the segments.
 
 use rustix::io::Errno;
 

@@ -125,6 +125,8 @@ metrics! {
     segments_retired: Counter = "tailwater_segments_retired_total";
     /// Logs that can no longer be written, one for each core: the store is read-only.
     logs_failed: Gauge = "tailwater_logs_failed";
+    /// The catalog cannot be written now: 1. What is acknowledged is durable, and no room is won back meanwhile.
+    catalog_failing: Gauge = "tailwater_catalog_failing";
     /// Segments by state.
     segments: By<SegmentState, Gauge> = "tailwater_segments";
     /// Turns of the cores' loops.

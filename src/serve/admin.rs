@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::connection::{Broken, Connection, Next, Request};
 use super::problem::Problem;
+use crate::error::Kind;
 use crate::metrics::{self, Snapshot};
 use crate::runtime::channel;
 
@@ -55,7 +56,11 @@ async fn readiness(connection: &Connection) -> Result<(), String> {
             return Err(format!("read-only: {error}"));
         }
     }
-    Ok(())
+    // For want of room nobody is turned away before the request: it may be for what makes room.
+    match shared.catalog_trouble().filter(|error| error.kind() != Kind::NoSpace) {
+        Some(error) => Err(format!("the catalog cannot be written: {error}")),
+        None => Ok(()),
+    }
 }
 
 /// The metrics of all cores together.

@@ -297,10 +297,10 @@ fn remove(file: &std::path::Path) -> Result<()> {
 fn start_catalog(catalog: CatalogWork) -> Result<Vec<JoinHandle<()>>> {
     let CatalogWork { books, questions, news, last_drops, dead } = catalog;
     let answering = books.clone();
-    let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+    let start = |name: &'static str, work: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(work)
+            .spawn(move || or_abort(name, work))
             .map_err(|error| Error::new(Kind::Startup, format!("cannot start a thread: {error}")))
     };
     Ok(vec![
@@ -326,6 +326,15 @@ struct Recovery {
     recovered: mpsc::Sender<(Database, Recovered)>,
 }
 
+/// Runs a thread without which requests would hang and others would fill its queues: a panic takes the process with it.
+/// Everything acknowledged is durable, so a start is the right answer.
+fn or_abort<T>(thread: &str, work: impl FnOnce() -> T) -> T {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        tracing::error!(thread, "a thread has panicked; the process ends, nothing acknowledged is lost");
+        std::process::abort()
+    })
+}
+
 struct CoreThread {
     index: usize,
     processor: usize,
@@ -342,26 +351,17 @@ struct CoreThread {
 }
 
 impl CoreThread {
-    /// A core that ends before it was told to takes the process with it: without it requests would hang and others
-    /// would fill its queues. Everything acknowledged is durable, so a start is the right answer.
+    /// A core that ends before it was told to takes the process with it.
     fn run_to_end(self) -> Result<()> {
         let (index, has_begun) = (self.index, self.has_begun.clone());
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run()));
-        match outcome {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) if !has_begun.load(Ordering::SeqCst) => Err(error),
-            Ok(Err(error)) => {
-                tracing::error!(core = index, %error, "a core has failed");
-                std::process::abort()
-            }
-            Err(_) => {
-                tracing::error!(
-                    core = index,
-                    "a core has panicked; the process ends, nothing acknowledged is lost"
-                );
-                std::process::abort()
-            }
+        let outcome = or_abort(&format!("core-{index}"), || self.run());
+        if let Err(error) = &outcome
+            && has_begun.load(Ordering::SeqCst)
+        {
+            tracing::error!(core = index, %error, "a core has failed");
+            std::process::abort();
         }
+        outcome
     }
 
     fn run(mut self) -> Result<()> {

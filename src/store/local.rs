@@ -747,7 +747,10 @@ impl LocalStore {
         let (prepared, preparing) = (self.keeper.prepared() as i64, i64::from(self.keeper.is_preparing()));
         // Each core knows its own; core 0 adds what belongs to none.
         let (unprepared, in_use) = match self.core.index() {
-            0 => self.keeper.space_counts(),
+            0 => {
+                metrics.catalog_failing.set(i64::from(self.shared.catalog_trouble().is_some()));
+                self.keeper.space_counts()
+            }
             _ => (0, 0),
         };
         segments.of(SegmentState::Active).set(active);

@@ -157,6 +157,7 @@ impl Shared {
     /// Tells all cores to come to an end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.books.begin_to_end();
         for core in 0..self.cores() {
             self.call(core, |local| local.stop());
         }
@@ -168,8 +169,8 @@ impl Shared {
         self.news.send(Write::Close);
     }
 
-    /// Ends the catalog's threads. What it was told is on stable storage when they have ended; who still has a handle of
-    /// the store is answered that it is closed.
+    /// Ends the catalog's threads. What it was told is on stable storage when they have ended, in the catalog or, where
+    /// that cannot be written, in the segments only; who still has a handle of the store is answered that it is closed.
     pub(super) fn close_catalog(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
         self.end_catalog();
         let mut outcome = Ok(());

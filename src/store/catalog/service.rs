@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,8 @@ const EXTENTS_PER_WINDOW: usize = 256;
 const STEPS_PER_TRANSACTION: usize = 256;
 /// How long to wait before a failed transaction is tried again.
 pub const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How often it is tried at most when the store comes to an end: the next start reads the segments instead.
+const ATTEMPTS_AT_THE_END: usize = 3;
 
 /// The payload of a create record.
 #[derive(Deserialize)]
@@ -153,6 +155,8 @@ pub struct Books {
     namespace: Arc<Namespace>,
     /// Why the last transaction failed, until one succeeds.
     trouble: Mutex<Option<Error>>,
+    /// The store comes to an end, also where nothing can be entered.
+    is_ending: AtomicBool,
 }
 
 #[derive(Default)]
@@ -190,12 +194,18 @@ impl Books {
             space,
             namespace,
             trouble: Mutex::default(),
+            is_ending: AtomicBool::new(false),
         })
     }
 
     /// Why nothing can be entered now, if so.
     pub fn trouble(&self) -> Option<Error> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on what fails is not tried for ever.
+    pub fn begin_to_end(&self) {
+        self.is_ending.store(true, Ordering::SeqCst);
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -386,7 +396,8 @@ impl Books {
         }
     }
 
-    /// Enters news until it is told to close. Deleted objects say to `last_drops`, which brings news here too, when
+    /// Enters news until it is told to close, or they cannot be entered and the store comes to an end: then the next
+    /// start reads them from the segments. Deleted objects say to `last_drops`, which brings news here too, when
     /// nobody holds them any more. `dead` gets what can be given back to the file system; `pause` waits before a
     /// failed transaction is tried again. It is called with no time at all where others may run in between: what shares
     /// its thread with others lets them.
@@ -418,6 +429,12 @@ impl Books {
                     Err(error) => {
                         failures += 1;
                         self.note_failure(&error, failures);
+                        if failures >= ATTEMPTS_AT_THE_END && self.is_ending.load(Ordering::SeqCst) {
+                            tracing::warn!(
+                                "the catalog has not got everything: the next start reads the segments"
+                            );
+                            return;
+                        }
                         pause(PAUSE_AFTER_FAILURE).await;
                         if let Err(error) = self.open_again() {
                             self.note_failure(&error, failures);
