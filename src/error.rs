@@ -102,6 +102,12 @@ impl Error {
         Error { kind, message: format!("{what}: {errno}"), errno: Some(errno) }
     }
 
+    /// The same with what can be done about it.
+    pub(crate) fn advising(mut self, advice: &str) -> Error {
+        self.message = format!("{}; {advice}", self.message);
+        self
+    }
+
     /// No ring could be set up; the errno tells why.
     pub fn no_ring(errno: Errno) -> Error {
         Error { kind: Kind::NoRing, message: format!("no ring can be set up: {errno}"), errno: Some(errno) }

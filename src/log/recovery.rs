@@ -18,7 +18,7 @@ use rustix::io::Errno;
 pub use self::resolve::Continuation;
 use self::resolve::{Found, Resolution, resolve};
 pub use self::scan::KnownSegment;
-use self::scan::{FoundHeader, Scan, ScanError, ScannedBlock, find_header, read_header, scan};
+use self::scan::{FoundHeader, Scan, ScanError, ScannedBlock, cannot_read, find_header, read_header, scan};
 use super::format::{ALIGNMENT, BlockHeader, Record, RecordHeader, RecordKind, records_of};
 use super::segment::{Space, clear, lock, open_for_reading, zeroed_region};
 use super::window::Window;
@@ -182,8 +182,7 @@ impl Survey {
             FoundHeader::None => None,
             FoundHeader::Whole(header) => Some(header),
             FoundHeader::Known(header) => {
-                let message = format!("the header of segment {number} is damaged; what lies in it is not");
-                self.damage.push(message);
+                self.damage.push(format!("the header of segment {number} is damaged; what it was is known"));
                 Some(header)
             }
             FoundHeader::Lost { epoch_max } => {
@@ -252,6 +251,11 @@ impl Survey {
                 self.nothing_counts.push(number);
                 continue;
             }
+            if scan.lacks_known() {
+                self.damage.push(format!(
+                    "segment {number} has lost blocks that were known to be in it: tailwater verify names the objects"
+                ));
+            }
             if let Some(end) = scan.end(counts).filter(|_| !is_damaged_behind) {
                 self.ends.push((number, end));
             }
@@ -274,7 +278,7 @@ impl Survey {
         segment: &SurveyedSegment,
     ) -> Result<Vec<RecoveredRecord>> {
         let path = Space::path(&space.settings().folder, segment.number);
-        let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
+        let failed = |errno: Errno| cannot_read(&path, errno);
         let file = open_for_reading(core, &path).await.map_err(failed)?;
         let mut window = Window::new(core, &file);
         let mut found = Vec::new();
@@ -349,7 +353,7 @@ pub async fn records_in(
 ) -> Result<Vec<RecoveredRecord>> {
     let settings = space.settings();
     let path = Space::path(&settings.folder, number);
-    let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
+    let failed = |errno: Errno| cannot_read(&path, errno);
     let file = open_for_reading(core, &path).await.map_err(failed)?;
     let header = read_header(core, settings.store, &file).await.map_err(|error| error.of(&path))?;
     let Some(header) = header.filter(|header| header.epoch == epoch) else {
@@ -430,7 +434,7 @@ async fn excuse(
     stands.sort_by_key(|found| (found.segment, found.place));
     for blocks in stands.chunk_by(|first, second| first.segment == second.segment) {
         let path = Space::path(&space.settings().folder, scans[blocks[0].segment].number);
-        let failed = |errno: Errno| Error::device(format!("cannot read {}", path.display()), errno);
+        let failed = |errno: Errno| cannot_read(&path, errno);
         let file = open_for_reading(core, &path).await.map_err(failed)?;
         let mut window = Window::new(core, &file);
         for Found { header, .. } in blocks {

@@ -602,3 +602,49 @@ fn an_epoch_that_somebody_knows_of_does_not_come_again() {
     core.run(async move { survey(&inner, &surveyed, &known).await.map(|_| ()) }).unwrap().unwrap();
     assert_eq!((space.next_epoch(), space.segments()), (501, 7));
 }
+
+/// A disk had lost the first pages of a segment: its file was taken for one that was never used, to be written over with
+/// all that was left in it.
+#[test]
+fn a_segment_that_has_lost_its_beginning_is_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (number, epoch) = with_log(folder.path(), |bench| async move {
+        for number in 0..30 {
+            let sequence = bench.append(number, 1000).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        }
+        let first = &bench.durable.segments.borrow()[0];
+        (first.number(), first.epoch())
+    });
+    let path = Space::path(folder.path(), number);
+    let lose = |blocks: usize| {
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..4096 * (1 + blocks)].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        bytes
+    };
+    // Where nobody keeps books it is left as it is.
+    let left = lose(1);
+    let damage = with_log(folder.path(), |bench| async move {
+        let sequence = bench.append(100, 1000).await.unwrap();
+        bench.acknowledged(sequence).await.unwrap();
+        assert_ne!(bench.durable.places.borrow()[0].segment, number);
+        bench.recovered.damage.clone()
+    });
+    assert!(damage.len() == 1 && damage[0].contains("what lies in it is lost"), "{damage:?}");
+    assert!(std::fs::read(&path).unwrap() == left, "the file has changed");
+    // Where somebody does, what is behind that is read; what should be before it is missed.
+    for (lost, damages) in [(1, 1), (19, 1), (20, 2)] {
+        lose(lost);
+        let known = Known {
+            segments: [(number, KnownSegment::Begun { epoch, next_sequence: 20 })].into(),
+            logs: [(0, (20, 0))].into(),
+        };
+        let space = space(folder.path());
+        let core = Core::new(0, Ring::new(Box::new(Uring::new().unwrap())), Mailbox::new().unwrap());
+        let inner = core.clone();
+        let surveyed = core.run(async move { survey(&inner, &space, &known).await }).unwrap().unwrap();
+        assert_eq!(surveyed.damage.len(), damages, "{lost} blocks lost: {:?}", surveyed.damage);
+        assert_eq!(surveyed.segments[0].number, number);
+    }
+}

@@ -77,12 +77,16 @@ impl Scan {
             .map(|(block, _)| &block.header)
     }
 
-    /// Where the last block ends that counts or is known. None: that cannot be told, because of what is known to be in
-    /// the segment the last is not there.
+    /// Whether the last block is gone that is known to be in the segment.
+    pub fn lacks_known(&self) -> bool {
+        let sequences = self.blocks.iter().map(|block| block.header.sequence);
+        self.known_until.is_some_and(|until| until > 0 && !sequences.into_iter().any(|it| it == until - 1))
+    }
+
+    /// Where the last block ends that counts or is known. None: that cannot be told.
     pub fn end(&self, counts: &[bool]) -> Option<u64> {
-        let last = self.last(counts)?;
-        let end = (last.position + u64::from(last.length)).next_multiple_of(ALIGNMENT as u64);
-        (last.sequence + 1 >= self.known_until.unwrap_or(0)).then_some(end)
+        let last = self.last(counts).filter(|_| !self.lacks_known())?;
+        Some((last.position + u64::from(last.length)).next_multiple_of(ALIGNMENT as u64))
     }
 
     /// Where blocks stand that do not count, and with `is_cut_off` what is left of others behind the last that does:
@@ -149,9 +153,22 @@ impl ScanError {
     /// The error of the file that could not be read.
     pub fn of(self, path: &Path) -> Error {
         match self {
-            ScanError::Read(errno) => Error::device(format!("cannot read {}", path.display()), errno),
+            ScanError::Read(errno) => cannot_read(path, errno),
             ScanError::Foreign(why) => Error::new(Kind::DataFolder, format!("{}: {why}", path.display())),
         }
+    }
+}
+
+/// The error of a segment that cannot be read. Whether what lies in it is given up is nothing for a start to decide: the
+/// disk may only be away for now.
+pub fn cannot_read(path: &Path, errno: Errno) -> Error {
+    let error = Error::device(format!("cannot read {}", path.display()), errno);
+    match errno {
+        Errno::IO => error.advising(
+            "if the disk stays like that, put a copy that ddrescue(1) makes of the file in its place, or take the file \
+             away; tailwater verify then names what has lost something, as far as what is left tells",
+        ),
+        _ => error,
     }
 }
 
@@ -165,14 +182,15 @@ pub enum FoundHeader {
     Known(SegmentHeader),
     /// It is damaged, and so nobody can say which of the blocks in the file count.
     Lost {
-        /// The epoch of the block behind it, if there is one.
+        /// The largest epoch of whatever block is in the file.
         epoch_max: u64,
     },
 }
 
 /// The header of a segment; of a damaged one, what it was. That must not be guessed: a header with a new epoch is how
 /// a file says that what lies in it is void. It is believed where somebody keeps books of it, or where all of the
-/// header but one field is as the blocks behind it say.
+/// header but one field is as the blocks behind it say. A file is only taken for one that was never used where nobody
+/// knows better and no block is in it.
 pub async fn find_header(
     core: &Rc<Core>,
     space: &Space,
@@ -184,25 +202,43 @@ pub async fn find_header(
     if let Some(header) = read_header(core, settings.store, file).await? {
         return Ok(FoundHeader::Whole(header));
     }
-    let (result, bytes) = core.read(file, 0, vec![0; 2 * ALIGNMENT], 0).await;
-    let (bytes, behind) = bytes[..result?].split_at_checked(SEGMENT_HEADER_LENGTH).unwrap_or_default();
-    let first = BlockHeader::decode(behind)
-        .filter(|block| block.store == settings.store && block.position == SEGMENT_HEADER_LENGTH as u64);
-    if bytes.iter().all(|&byte| byte == 0) && first.is_none() {
-        return Ok(FoundHeader::None);
-    }
     let header =
         |epoch| SegmentHeader { store: settings.store, number, epoch, length: settings.segment_bytes };
     if let Some(KnownSegment::Begun { epoch, .. }) = known {
         return Ok(FoundHeader::Known(header(epoch)));
     }
-    let candidates = [first.map(|block| block.epoch), SegmentHeader::epoch_in(bytes)];
+    let mut window = Window::new(core, file);
+    let bytes = window.at(0, SEGMENT_HEADER_LENGTH).await?.to_vec();
+    let epochs = epochs_in(&mut window, settings.store, settings.segment_bytes).await?;
+    if bytes.iter().all(|&byte| byte == 0) && epochs.is_none() {
+        return Ok(FoundHeader::None);
+    }
+    let candidates = [epochs.map(|(first, _)| first), SegmentHeader::epoch_in(&bytes)];
     let found =
-        candidates.into_iter().flatten().map(header).find(|header| header.is_all_but_one_field_of(bytes));
+        candidates.into_iter().flatten().map(header).find(|header| header.is_all_but_one_field_of(&bytes));
     Ok(match found {
         Some(header) => FoundHeader::Known(header),
-        None => FoundHeader::Lost { epoch_max: first.map_or(0, |block| block.epoch) },
+        None => FoundHeader::Lost { epoch_max: epochs.map_or(0, |(_, max)| max) },
     })
+}
+
+/// The epoch of the first block in a file, whatever use of it that is from, and the largest one. None: there is no block.
+async fn epochs_in(
+    window: &mut Window<'_>,
+    store: u64,
+    length: u64,
+) -> std::result::Result<Option<(u64, u64)>, Errno> {
+    let mut epochs = None;
+    let mut position = SEGMENT_HEADER_LENGTH as u64;
+    while position < length && (epochs.is_some() || position <= UNUSED_LENGTH) {
+        let block = BlockHeader::decode(window.at(position, ALIGNMENT).await?);
+        if let Some(block) = block.filter(|block| block.store == store && block.position == position) {
+            let (first, max) = epochs.unwrap_or((block.epoch, block.epoch));
+            epochs = Some((first, max.max(block.epoch)));
+        }
+        position += ALIGNMENT as u64;
+    }
+    Ok(epochs)
 }
 
 /// Every block of a segment in the use that its header says. Where there is none, the next is looked for at every
