@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -200,12 +201,16 @@ fn a_block_that_cannot_be_written_anywhere_is_named_in_log_metrics_and_readiness
     server.put("/b/k", &bytes);
     assert_eq!(admin(&server, "/readyz"), (200, "ready\n".to_owned()));
     disk.switch().cut();
-    let refused = server.try_put("/b/more", &bytes, &[]);
-    assert_eq!(refused.head.status, 503, "{refused:?}");
-    assert_eq!(refused.json()["actor"], "operator", "{refused:?}");
+    // Not "deleted while it was written", and for the caller to mend: that is what it was told.
+    let mut begun = server.begin_put("/b/begun", None, &[]);
+    eventually("the log has failed", || server.metric("tailwater_logs_failed") == 1);
+    begun.try_send(&bytes);
+    for refused in [begun.response(), server.try_put("/b/more", &bytes, &[])] {
+        assert_eq!(refused.head.status, 503, "{refused:?}");
+        assert_eq!(refused.json()["actor"], "operator", "{refused:?}");
+    }
     assert_eq!(server.metric("tailwater_block_write_failures_total"), 1);
     assert!(server.metric("tailwater_segments_retired_total") >= 1);
-    assert_eq!(server.metric("tailwater_logs_failed"), 1);
     let (status, why) = admin(&server, "/readyz");
     assert!(status == 503 && why.starts_with("read-only: "), "{status} {why}");
     assert!(why.contains("Input/output error"), "{why}");
@@ -231,6 +236,79 @@ fn a_deletion_that_is_refused_has_not_happened() {
         assert!(response.head.status >= 500, "{response:?}");
         server.assert_sealed("/b/k", b"hello");
     }
+}
+
+/// What ddrescue(1) makes of a file: what cannot be read is zero.
+fn rescue(file: &Path, copy: &Path) {
+    let length = file.metadata().unwrap().len();
+    let file = std::fs::File::open(file).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut bytes = vec![0; length as usize];
+    for (page, bytes) in bytes.chunks_mut(4096).enumerate() {
+        if file.read_exact_at(bytes, page as u64 * 4096).is_err() {
+            bytes.fill(0);
+        }
+    }
+    std::fs::write(copy, bytes).unwrap();
+}
+
+#[test]
+fn a_start_that_cannot_read_a_segment_gives_nothing_up_and_says_what_helps() {
+    let Some(mut disk) = Disk::new(FileSystem::Ext4, DISK_BYTES) else { return };
+    let data = disk.path().join("data");
+    let mut server = Server::start_small_at(&data, &[], &["--cores", "1"]);
+    let count = 30;
+    let path = |number: u64| format!("/b/{number}");
+    for number in 0..count {
+        server.put(&path(number), &content(number, 300_000));
+    }
+    server.kill();
+    // The last of what was written, and all that lies behind it.
+    let (end, _) = end_of_what_is_written(&data);
+    disk.set_length(end - (1 << 20));
+    for _ in 0..2 {
+        let output = Command::new(env!("CARGO_BIN_EXE_tailwater"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cores", "1", "--data"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        for word in
+            [data.join("segments").to_str().unwrap(), "Input/output error", "ddrescue", "tailwater verify"]
+        {
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+    let copies = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let segments = segments(&data);
+    let copy = |segment: &PathBuf| copies.path().join(segment.file_name().unwrap());
+    segments.iter().for_each(|segment| rescue(segment, &copy(segment)));
+    disk.unmount();
+    disk.set_length(DISK_BYTES);
+    disk.mount();
+    for segment in &segments {
+        std::fs::copy(copy(segment), segment).unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_tailwater")).arg("verify").arg(&data).output().unwrap();
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    let findings = String::from_utf8(output.stdout).unwrap();
+    server.restart();
+    let (mut whole, mut gone) = (0, 0);
+    for number in (0..count).filter(|number| !findings.contains(&format!("b/{number} "))) {
+        let head = server.head(&path(number));
+        if head.status == 404 {
+            // Of what was written last nothing else may tell.
+            gone += 1;
+        } else {
+            assert_eq!(gone, 0, "b/{number} is there, and what was written before it is not");
+            server.assert_sealed(&path(number), &content(number, 300_000));
+            whole += 1;
+        }
+    }
+    assert!((15..count).contains(&whole), "{whole} of {count} are whole: {findings}");
+    server.put("/b/new", b"hello");
+    server.assert_sealed("/b/new", b"hello");
 }
 
 #[test]

@@ -11,12 +11,17 @@
 //! `RWF_DSYNC`, because it has passed the page cache by and is on the disk; a folder that was not synced, because on
 //! both file systems the sync of a new file brings its entry along; the cache of a real disk, torn sectors, and sectors
 //! that come in another order.
+//!
+//! While XFS is being shut down it answers some writes that were to be synced with success, and loses them (Linux 6.18:
+//! of 15,299 `O_DSYNC` writes by a program that does nothing else, in 60 rounds, 17; all of them were answered after the
+//! shutdown had begun). When the power is cut nobody hears such an answer, so there nothing counts that is heard after
+//! the cut has begun.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 
-use common::{Crowd, Disk, FileSystem, Random, Room, Server, rounds, seed};
+use common::{Crowd, Disk, FileSystem, Random, Room, Server, now, rounds, seed};
 
 /// Sparse: it takes what is written to it.
 const DISK_BYTES: u64 = 512 << 20;
@@ -49,8 +54,13 @@ fn cut_again_and_again(file_system: FileSystem, rounds: u64) {
         let lives_on = random.below(2) == 0;
         crowd.load(server.data_address(), Room::Enough, |load| {
             load.await_more(answers, bytes);
-            load.ending();
+            match file_system {
+                FileSystem::Ext4 => load.ending(),
+                FileSystem::Xfs => load.cut_off(),
+            }
+            let began = now();
             switch.cut();
+            eprintln!("the power was cut between {began} and {}", now());
             (answered, given) = (answered + load.answered(), given + load.given());
             if lives_on {
                 load.await_refused(1);

@@ -76,8 +76,7 @@ impl Writer {
             ));
         }
         let sequence = loop {
-            self.check_not_deleted()?;
-            self.live.check_not_broken()?;
+            self.check_may_grow()?;
             match self.local.append_length(&self.live, length)? {
                 Some(sequence) => break sequence,
                 None => self.local.log().room(context, 0, true).await?,
@@ -128,8 +127,7 @@ impl Writer {
         fill: impl FnOnce(&mut [u8]) -> std::result::Result<(usize, bool), E>,
     ) -> std::result::Result<Option<usize>, E> {
         let offset = self.offset.saturating_add(*before);
-        self.check_not_deleted()?;
-        self.live.check_not_broken()?;
+        self.check_may_grow()?;
         self.check_length(offset.saturating_add(wanted as u64))?;
         let timestamp = microseconds(self.local.core().wall_clock());
         let live = &self.live;
@@ -214,8 +212,7 @@ impl Writer {
         let mut rest = bytes;
         let mut offset = self.offset;
         while !rest.is_empty() {
-            self.check_not_deleted()?;
-            self.live.check_not_broken()?;
+            self.check_may_grow()?;
             let (part, behind) = rest.split_at(rest.len().min(log.payload_length_max()));
             let continued = !behind.is_empty();
             let live = &self.live;
@@ -279,7 +276,7 @@ impl Writer {
         }
         self.local.core().check(context)?;
         let sequence = loop {
-            self.check_not_deleted()?;
+            self.check_may_grow()?;
             match self.local.append_end(&self.live, State::Sealed, self.offset)? {
                 Some(sequence) => break sequence,
                 None => self.local.log().room(context, 0, true).await?,
@@ -307,11 +304,14 @@ impl Writer {
         Ok(())
     }
 
-    fn check_not_deleted(&self) -> Result<()> {
-        if self.live.object.is_deleted() {
-            return Err(Error::new(Kind::WrongState, "the object was deleted while it was written"));
-        }
-        Ok(())
+    /// Refuses what could not become a part of the object any more. Where the log has failed, that is why: what it has
+    /// lost counts as deleted.
+    fn check_may_grow(&self) -> Result<()> {
+        let refusal = self.live.check_not_broken().and_then(|()| match self.live.object.is_deleted() {
+            true => Err(Error::new(Kind::WrongState, "the object was deleted while it was written")),
+            false => Ok(()),
+        });
+        refusal.map_err(|refusal| self.local.failure().unwrap_or(refusal))
     }
 }
 

@@ -18,7 +18,7 @@ pub use http::{Body, Connection, End, Head, Put, Response};
 pub use pollster::block_on;
 pub use programs::{Program, tool};
 pub use server::Server;
-pub use workload::{Crowd, Load, Random, Room, Tally, rounds, seed};
+pub use workload::{Crowd, Load, Random, Room, Tally, now, rounds, seed};
 
 use std::time::{Duration, Instant};
 

@@ -102,6 +102,11 @@ impl Served {
     }
 }
 
+/// When something happened: seconds since 1970.
+pub fn now() -> String {
+    format!("{:.6}", std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64())
+}
+
 /// How much room the disk has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -119,6 +124,8 @@ pub struct Load {
     room: Room,
     /// The server may refuse, or be gone.
     is_ending: AtomicBool,
+    /// What the server says counts for nothing any more.
+    is_cut_off: AtomicBool,
     /// The clients are to come to an end.
     has_ended: AtomicBool,
     answered: AtomicU64,
@@ -130,6 +137,12 @@ impl Load {
     /// Says that from now on the server may fail or be gone.
     pub fn ending(&self) {
         self.is_ending.store(true, SeqCst);
+    }
+
+    /// The same, and whatever is heard from now on is taken for unheard, as if the clients had lost their power too.
+    pub fn cut_off(&self) {
+        self.is_cut_off.store(true, SeqCst);
+        self.ending();
     }
 
     /// Ends the load; the server is whole.
@@ -181,13 +194,13 @@ impl Load {
         assert!(self.may_fail(), "{path}: {end:?} where an answer was to come");
     }
 
-    /// Whether a request did what it was asked to; if not, it may have been refused.
+    /// Whether a request did what it was asked to, as far as is known; if not, it may have been refused.
     #[track_caller]
     fn is_done(&self, path: &str, response: &Response, wanted: u16) -> bool {
         let status = response.head.status;
         if response.end == End::Clean && status == wanted {
             self.answered.fetch_add(1, SeqCst);
-            return true;
+            return !self.is_cut_off.load(SeqCst);
         }
         let may = (self.room != Room::Enough && status == 507) || (self.may_fail() && status >= 500);
         assert!(may || (response.end != End::Clean && self.may_fail()), "{path}: {response:?}");
@@ -238,12 +251,22 @@ struct Names {
     served: BTreeMap<String, Vec<Served>>,
     /// What lies below that: what was superseded, and failed replacements.
     below: BTreeMap<String, Vec<Served>>,
+    /// What was done with each name, and when.
+    told: BTreeMap<String, Vec<String>>,
     generations: Vec<u64>,
 }
 
 impl Names {
     fn new(bucket: String) -> Names {
-        Names { bucket, served: BTreeMap::new(), below: BTreeMap::new(), generations: Vec::new() }
+        let (served, below, told) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Names { bucket, served, below, told, generations: Vec::new() }
+    }
+
+    /// For whoever reads of a failure.
+    fn note(&mut self, path: &str, what: String) {
+        let told = self.told.entry(path.to_owned()).or_default();
+        told.push(format!("{}: {what}", now()));
+        told.drain(..told.len().saturating_sub(20));
     }
 
     fn possible(&self, path: &str) -> Vec<Served> {
@@ -251,6 +274,7 @@ impl Names {
     }
 
     fn set(&mut self, path: &str, possible: Vec<Served>) {
+        self.note(path, format!("{possible:?}"));
         self.served.insert(path.to_owned(), possible);
     }
 
@@ -294,9 +318,11 @@ impl Names {
         let asked_for = [&former[..], &[Served::Nothing]].concat();
         self.set(path, asked_for);
         let request = format!("DELETE {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let asked = now();
         let Some(response) = exchange(load, connection, path, "DELETE", &[request.as_bytes()]) else {
             return false;
         };
+        self.note(path, format!("DELETE asked at {asked}: {}", response.head.status));
         if response.head.status == 404 {
             let says_why = former.contains(&Served::Nothing);
             assert!(says_why, "{path} is not there to be deleted, and should be {former:?}");
@@ -343,7 +369,11 @@ impl Names {
                         content.bytes().starts_with(&response.body)
                     });
                 let looks_like: Vec<_> = looks_like.collect();
-                panic!("{path} should be one of {possible:?}, looks like {looks_like:?}, and is {response:?}")
+                let told = self.told.get(path).map(|told| told.join("\n")).unwrap_or_default();
+                panic!(
+                    "{path} should be one of {possible:?}, looks like {looks_like:?}, and is {response:?}. What was \
+                     done with it, in seconds:\n{told}"
+                )
             };
             let head = server.head(path);
             for name in ["tailwater-state", "content-length", "etag", "last-modified"] {
@@ -690,6 +720,9 @@ impl Follower<'_> {
                     let from = until - some.len();
                     assert!(until <= self.bytes.len(), "{}: more than was sent", self.path);
                     assert_same(self.path, &some, &self.bytes[from..until]);
+                    if self.load.is_cut_off.load(SeqCst) {
+                        continue;
+                    }
                     given.fetch_max(until as u64, SeqCst);
                     self.load.given.fetch_add(some.len() as u64, SeqCst);
                 }
@@ -699,7 +732,7 @@ impl Follower<'_> {
         if end == End::Clean {
             let is_whole = body.received() == self.bytes.len() as u64 && is_complete.load(SeqCst);
             assert!(is_whole, "{}: a clean end after {} bytes", self.path, body.received());
-            was_seen_whole.store(true, SeqCst);
+            was_seen_whole.fetch_or(!self.load.is_cut_off.load(SeqCst), SeqCst);
         }
     }
 }
@@ -744,6 +777,7 @@ impl Crowd {
             address,
             room,
             is_ending: AtomicBool::new(false),
+            is_cut_off: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
             answered: AtomicU64::new(0),
             given: AtomicU64::new(0),
