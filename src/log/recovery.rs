@@ -237,7 +237,8 @@ impl Survey {
         }
         for (segment, (scan, counts)) in scans.iter().zip(&counts).enumerate() {
             let number = scan.number;
-            let is_damaged_behind = resolution.gaps.iter().any(|gap| gap.behind == Some(segment));
+            let is_damaged =
+                scan.lacks_known() || resolution.gaps.iter().any(|gap| gap.behind == Some(segment));
             tracing::debug!(
                 segment = number,
                 epoch = scan.epoch,
@@ -256,10 +257,11 @@ impl Survey {
                     "segment {number} has lost blocks that were known to be in it: tailwater verify names the objects"
                 ));
             }
-            if let Some(end) = scan.end(counts).filter(|_| !is_damaged_behind) {
+            if let Some(end) = scan.end(counts).filter(|_| !is_damaged) {
                 self.ends.push((number, end));
             }
-            let positions = scan.void(counts, !is_damaged_behind);
+            // What a start has cut off is no damage, and what is damaged was not cut off.
+            let positions = scan.void(counts, !is_damaged);
             if !positions.is_empty() {
                 tracing::debug!(segment = number, ?positions, "blocks are void");
                 self.void.push((number, positions));

@@ -603,6 +603,42 @@ fn an_epoch_that_somebody_knows_of_does_not_come_again() {
     assert_eq!((space.next_epoch(), space.segments()), (501, 7));
 }
 
+/// What is left of a block is made unreadable where a start has cut it off. Here it is damaged, and its bytes may be
+/// all that is left of an object.
+#[test]
+fn what_is_left_of_a_known_block_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (number, epoch) = with_log(folder.path(), |bench| async move {
+        for number in 0..30 {
+            let sequence = bench.append(number, 1000).await.unwrap();
+            bench.acknowledged(sequence).await.unwrap();
+        }
+        let first = &bench.durable.segments.borrow()[0];
+        (first.number(), first.epoch())
+    });
+    let path = Space::path(folder.path(), number);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096 * 30 + 20] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    for (next_sequence, damages, voids) in [(30, 1, 0), (29, 0, 1)] {
+        let known = Known {
+            segments: [(number, KnownSegment::Begun { epoch, next_sequence })].into(),
+            logs: [(0, (next_sequence, 0))].into(),
+        };
+        let surveyed = surveyed(folder.path(), known);
+        assert_eq!(surveyed.damage.len(), damages, "{:?}", surveyed.damage);
+        assert_eq!(surveyed.void.len(), voids, "{:?}", surveyed.void);
+    }
+}
+
+/// What a start finds with what is known beforehand.
+fn surveyed(folder: &Path, known: Known) -> Survey {
+    let space = space(folder);
+    let core = Core::new(0, Ring::new(Box::new(Uring::new().unwrap())), Mailbox::new().unwrap());
+    let inner = core.clone();
+    core.run(async move { survey(&inner, &space, &known).await }).unwrap().unwrap()
+}
+
 /// A disk had lost the first pages of a segment: its file was taken for one that was never used, to be written over with
 /// all that was left in it.
 #[test]
@@ -640,10 +676,7 @@ fn a_segment_that_has_lost_its_beginning_is_not_used_again() {
             segments: [(number, KnownSegment::Begun { epoch, next_sequence: 20 })].into(),
             logs: [(0, (20, 0))].into(),
         };
-        let space = space(folder.path());
-        let core = Core::new(0, Ring::new(Box::new(Uring::new().unwrap())), Mailbox::new().unwrap());
-        let inner = core.clone();
-        let surveyed = core.run(async move { survey(&inner, &space, &known).await }).unwrap().unwrap();
+        let surveyed = surveyed(folder.path(), known);
         assert_eq!(surveyed.damage.len(), damages, "{lost} blocks lost: {:?}", surveyed.damage);
         assert_eq!(surveyed.segments[0].number, number);
     }

@@ -83,9 +83,9 @@ impl Scan {
         self.known_until.is_some_and(|until| until > 0 && !sequences.into_iter().any(|it| it == until - 1))
     }
 
-    /// Where the last block ends that counts or is known. None: that cannot be told.
+    /// Where the last block ends that counts or is known. None: there is none.
     pub fn end(&self, counts: &[bool]) -> Option<u64> {
-        let last = self.last(counts).filter(|_| !self.lacks_known())?;
+        let last = self.last(counts)?;
         Some((last.position + u64::from(last.length)).next_multiple_of(ALIGNMENT as u64))
     }
 
