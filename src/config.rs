@@ -82,7 +82,7 @@ settings! {
     /// When an append is acknowledged: "stable" after its bytes are on stable storage, "none" before that
     durability: Durability = "stable", "stable|none", read_durability;
     /// Memory of each core for blocks: what followers at the live edge are served from
-    arena_bytes: usize = "64MiB", "SIZE", read_size;
+    arena_bytes: usize = "32MiB", "SIZE", read_size;
     /// The largest block, the unit of writing to the log
     block_bytes: usize = "512KiB", "SIZE", read_size;
     /// The size of a segment file; "auto" goes by the size of the disk
@@ -592,7 +592,7 @@ mod tests {
         assert_eq!(config.admin.to_string(), "127.0.0.1:8421");
         assert_eq!(config.cores, std::thread::available_parallelism().unwrap().get());
         assert_eq!(config.durability, Durability::Stable);
-        assert_eq!((config.arena_bytes, config.block_bytes), (64 << 20, 512 << 10));
+        assert_eq!((config.arena_bytes, config.block_bytes), (32 << 20, 512 << 10));
         assert_eq!((config.segment_bytes, config.spare_segments), (None, 2));
         assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
         config.check().unwrap();
