@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tailwater::simulation::engine::{self, Limits};
+use tailwater::simulation::engine::{self, Limits, RESUMING_FROM};
 use tailwater::simulation::{World, log};
 
 /// Runs the engine in a simulated world that fails in every way there is.
@@ -92,7 +92,13 @@ fn main() -> ExitCode {
                 }
             }
         }
-        if arguments.log.is_none() {
+        // Of the engine there are two kinds of seeds.
+        let seeds = match (arguments.log, arguments.engine) {
+            (Some(_), _) => Vec::new(),
+            (None, Some(seed)) => vec![seed],
+            (None, None) => vec![seed, RESUMING_FROM.saturating_add(seed)],
+        };
+        for seed in seeds {
             match run_engine(seed, limits, arguments.events) {
                 Ok(tally) => {
                     engines.add(&tally);

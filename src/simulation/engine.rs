@@ -46,6 +46,8 @@ const PIECE_LENGTH: usize = 64 << 10;
 const RESERVE_BYTES: u64 = 6 << 20;
 /// More turns than any session takes.
 const TURNS_MAX: usize = 2_000_000;
+/// Seeds from here on also go on with objects that were interrupted. Those below are the runs that they always were.
+pub const RESUMING_FROM: u64 = 1_000_000;
 
 /// What a run may do at most: smaller limits make smaller stories of the same seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub struct Tally {
     pub faults: u64,
     /// Objects begun.
     pub created: u64,
+    /// Interrupted objects that were gone on with.
+    pub resumed: u64,
     /// Appends.
     pub appends: u64,
     /// Appends that were acknowledged, or read.
@@ -125,6 +129,7 @@ impl Tally {
         self.rebuilt += other.rebuilt;
         self.faults += other.faults;
         self.created += other.created;
+        self.resumed += other.resumed;
         self.appends += other.appends;
         self.acknowledged += other.acknowledged;
         self.sealed += other.sealed;
@@ -197,6 +202,7 @@ struct Scenario {
     spare_segments: usize,
     block_bytes: usize,
     blocks_fail: bool,
+    resumes: bool,
     names: Rc<[Name]>,
     retention: Retention,
     files: Rc<Files>,
@@ -238,6 +244,7 @@ impl Scenario {
             direct,
             spare_segments: random.usize(1..3),
             blocks_fail: limits.faults && random.bool(),
+            resumes: seed >= RESUMING_FROM,
             block_bytes: [8 << 10, 16 << 10, PIECE_LENGTH][random.usize(0..3)],
             names,
             retention: Retention { rules: vec![rule] },

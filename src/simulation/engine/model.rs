@@ -40,6 +40,8 @@ pub(super) struct Generation {
     pub deleted: Sure,
     /// Its writer is there.
     pub is_written: bool,
+    /// How often it was gone on with: who wrote it before that is out of the game, and may not know it.
+    pub turn: u64,
     /// What its writer writes.
     object: Weak<Object>,
     /// A start did not find it: it must never come back.
@@ -115,11 +117,49 @@ impl Model {
             sealed: Sure::No,
             deleted: if is_deleted { Sure::Maybe } else { Sure::No },
             is_written: true,
+            turn: 0,
             object: Arc::downgrade(object),
             is_gone: false,
         };
         self.generations.insert(generation, begun);
         self.tally.created += 1;
+    }
+
+    /// A writer goes on with this at `offset`; everything before is there, and nothing behind. Answers which turn that
+    /// is. None: nobody knows of the object.
+    pub fn resume(&mut self, object: &Arc<Object>, offset: u64) -> Option<u64> {
+        let generation = object.generation();
+        let known = self.generations.get_mut(&generation).filter(|_| !self.is_dead)?;
+        let is_end = offset == 0 || known.parts.iter().any(|part| part.end == offset);
+        let (committed, sealed) = (known.committed, known.sealed);
+        known.parts.retain(|part| part.end <= offset);
+        known.object = Arc::downgrade(object);
+        known.is_written = true;
+        known.turn += 1;
+        let turn = known.turn;
+        let told = format!("{} (generation {generation}) is gone on with at {offset}", object.name());
+        if !is_end || offset < committed {
+            self.violate(format!("{told}, and {committed} bytes were acknowledged or read"));
+        } else if sealed == Sure::Yes {
+            self.violate(format!("{told}, and was sealed"));
+        }
+        self.commit(generation, offset);
+        self.tally.resumed += 1;
+        Some(turn)
+    }
+
+    /// Whether this turn of writing an object is the last one.
+    pub fn is_at_turn(&self, generation: u64, turn: u64) -> bool {
+        self.generations.get(&generation).is_none_or(|object| object.turn == turn)
+    }
+
+    /// Who wrote an object in this turn does so no more.
+    pub fn let_go(&mut self, generation: u64, turn: u64) {
+        if let Some(object) = self.generations.get_mut(&generation)
+            && object.turn == turn
+        {
+            object.is_written = false;
+        }
     }
 
     /// An append is about to be made. Answers what tells its bytes from others.
@@ -240,16 +280,21 @@ impl Model {
         Before { name: name.clone(), floor, deleted: deleted.map(|(&generation, _)| generation).collect() }
     }
 
+    /// Whether who looked then may have found this now, whatever else the name has.
+    pub fn check_not_deleted(&mut self, before: &Before, found: u64, how: &str) {
+        if before.deleted.contains(&found) {
+            self.violate(format!("{how} shows {found} of {}, which was deleted", before.name));
+        }
+    }
+
     /// Whether a look-up that began then may have found this now.
     pub fn check_found(&mut self, before: &Before, found: Option<u64>, how: &str) {
         if self.is_dead {
             return;
         }
-        let Before { name, floor, deleted } = before;
+        let Before { name, floor, .. } = before;
         if let Some(found) = found {
-            if deleted.contains(&found) {
-                return self.violate(format!("{how} shows {found} of {name}, which was deleted"));
-            }
+            self.check_not_deleted(before, found, how);
             match self.generations.get(&found) {
                 Some(object) if object.name == *name => {}
                 Some(_) => return self.violate(format!("{how} shows {found} under the name {name}")),

@@ -35,6 +35,7 @@ pub(super) struct Session {
     pub files: Rc<Files>,
     pub retention: crate::config::Retention,
     pub block_bytes: usize,
+    pub resumes: bool,
     pub cores: usize,
     /// Cores that have not ended.
     running: Cell<usize>,
@@ -89,6 +90,7 @@ pub(super) fn begin(scenario: &Scenario, cores: &mut Cores, plan: Plan) -> Left 
         files: scenario.files.clone(),
         retention: scenario.retention.clone(),
         block_bytes: scenario.block_bytes,
+        resumes: scenario.resumes,
         cores: count,
         running: Cell::new(count),
         working: Cell::new(count),

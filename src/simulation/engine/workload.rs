@@ -14,7 +14,9 @@ use super::session::Session;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Either;
-use crate::store::{ListingQuery, LocalStore, Metadata, More, Name, Object, Piece, Reader, State, Writer};
+use crate::store::{
+    ListingQuery, LocalStore, Metadata, More, Name, Object, Piece, Reader, Resumed, State, Writer,
+};
 
 /// One task, which does one thing after the other.
 pub(super) struct Worker {
@@ -35,6 +37,7 @@ impl Worker {
             }
             let name = self.session.names[self.random.usize(0..self.session.names.len())].clone();
             match self.random.u8(0..20) {
+                0..=7 if self.session.resumes && self.random.bool() => self.resume(&name).await,
                 0..=7 => self.write(&name).await,
                 8..=12 => self.look_up_and_read(&name).await,
                 13 => self.wait_and_read(&name).await,
@@ -108,7 +111,7 @@ impl Worker {
         let only_if_absent = self.random.u8(0..4) == 0;
         let gives_up = self.random.u8(0..12) == 0;
         let creating = local.create(&context, name.clone(), Metadata::default(), only_if_absent);
-        let mut writer = match self.perhaps(gives_up, creating).await {
+        let writer = match self.perhaps(gives_up, creating).await {
             None => return,
             Some(Ok(writer)) => writer,
             Some(Err(error)) => {
@@ -120,27 +123,62 @@ impl Worker {
                 return self.check_error("a creation", &error, expected);
             }
         };
+        self.session.model.borrow_mut().begin(writer.object(), name.bucket() == "short");
+        self.go_on(writer, name, 0).await;
+    }
+
+    /// Goes on with what a name has that is not sealed.
+    async fn resume(&mut self, name: &Name) {
+        let local = self.local.clone();
+        let before = self.session.model.borrow().before(name);
+        let found = match local.find_upload(&Context::background(), name, None).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => return self.check_error("a look for an upload", &error, &[]),
+        };
+        let generation = found.generation();
+        drop(found);
+        self.session.model.borrow_mut().check_not_deleted(&before, generation, "a look for an upload");
+        // Who writes it here does not look whether somebody else wants to.
+        let limit = Duration::from_micros(self.random.u64(0..200_000));
+        let context = Context::background().with_deadline(local.core().now() + limit);
+        // At rest nobody is to be awaited any more.
+        let waits = !self.session.plan.is_in_order && self.random.bool();
+        let window = Duration::from_micros(if waits { self.random.u64(0..100_000) } else { 0 });
+        let gives_up = self.random.u8(0..8) == 0;
+        let resuming = local.resume(&context, name, generation, window);
+        let writer = match self.perhaps(gives_up, resuming).await {
+            None | Some(Ok(Resumed::On(_))) => return,
+            Some(Ok(Resumed::Here(writer))) => writer,
+            Some(Err(error)) => {
+                let expected = [Kind::NotFound, Kind::WrongState, Kind::DeadlineExceeded];
+                return self.check_error("going on", &error, &expected);
+            }
+        };
+        let turn = self.session.model.borrow_mut().resume(writer.object(), writer.offset());
+        if let Some(turn) = turn {
+            self.go_on(writer, name, turn).await;
+        }
+    }
+
+    /// Appends to an object, and perhaps seals it.
+    async fn go_on(&mut self, mut writer: Writer, name: &Name, turn: u64) {
         let object = writer.object().clone();
         let generation = object.generation();
-        self.session.model.borrow_mut().begin(&object, name.bucket() == "short");
-        let is_open = self.append_some(&mut writer, name).await;
-        self.session
-            .model
-            .borrow_mut()
-            .generations
-            .entry(generation)
-            .and_modify(|object| object.is_written = false);
-        if object.state() != State::Live && !object.is_deleted() && self.session.plan.is_in_order {
+        let is_open = self.append_some(&mut writer, name, turn).await;
+        self.session.model.borrow_mut().let_go(generation, turn);
+        let is_mine = self.session.model.borrow().is_at_turn(generation, turn);
+        if is_mine && object.state() != State::Live && !object.is_deleted() && self.session.plan.is_in_order {
             self.violate(format!("{object:?} has ended, and its writer is there"));
         }
         drop(object);
-        if is_open && self.random.u8(0..4) > 0 {
+        if is_open && is_mine && self.random.u8(0..4) > 0 {
             self.seal(writer).await;
         }
     }
 
     /// False: nothing more can be appended.
-    async fn append_some(&mut self, writer: &mut Writer, name: &Name) -> bool {
+    async fn append_some(&mut self, writer: &mut Writer, name: &Name, turn: u64) -> bool {
         let generation = writer.object().generation();
         for _ in 0..self.random.usize(0..10) {
             let length = match self.random.u8(0..10) {
@@ -149,6 +187,9 @@ impl Worker {
                 7 | 8 => self.random.u64(1..40_000),
                 _ => self.random.u64(1..150_000),
             };
+            if !self.session.model.borrow().is_at_turn(generation, turn) {
+                return false;
+            }
             let part = self.session.model.borrow_mut().append(generation, length);
             if part.start != writer.offset() {
                 self.violate(format!("{name} goes on at {}, and not at {}", writer.offset(), part.start));

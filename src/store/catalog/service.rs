@@ -286,7 +286,9 @@ impl Books {
         let document: CreateDocument = serde_json::from_slice(&row.document).map_err(|error| {
             Error::new(Kind::Damaged, format!("the metadata of {name} cannot be read: {error}"))
         })?;
-        let stored = view.extents(row.generation, 0, EXTENTS_WITH_OBJECT + 1)?;
+        let mut stored = view.extents(row.generation, 0, EXTENTS_WITH_OBJECT + 1)?;
+        // Behind its end there may be parts of an append that did not become whole. Who goes on writes others there.
+        stored.retain(|(extent, _)| extent.offset < row.length);
         let is_all = stored.last().map_or(0, |(extent, _)| extent.end()) >= row.length;
         let extents = if is_all && stored.len() <= EXTENTS_WITH_OBJECT {
             let extents = Extents::beginning_at(0);
