@@ -87,6 +87,11 @@ impl Live {
         Rc::new(Live { object, touched_in, entered_in, is_created, is_broken, has_end, resumes, tail, parts })
     }
 
+    /// Nobody else has gone on with the object since.
+    pub(super) fn is_current(&self) -> bool {
+        self.object.resumes() == self.resumes
+    }
+
     /// How long it is if it is interrupted now, where that is known by itself: of what is lost nothing counts. None: of
     /// what was lost not even the creation is there.
     pub(super) fn length_left(&self, length: u64) -> Option<u64> {
@@ -175,7 +180,7 @@ impl Sink for Commits {
                 };
                 live.has_end.set(true);
                 // Where something was lost its followers know already, and somebody may have gone on since.
-                if live.object.state() == State::Live && live.object.resumes() == live.resumes {
+                if live.object.state() == State::Live && live.is_current() {
                     self.end(&live, state, at_microseconds);
                 }
                 self.enter(&live, change);
@@ -375,7 +380,7 @@ impl Commits {
     /// Ends an object as interrupted though that could not be logged. Without a seal in the log a restart finds it
     /// interrupted all the same.
     pub(super) fn end_without_log(&self, live: &Rc<Live>) {
-        if live.object.state() == State::Live {
+        if live.object.state() == State::Live && live.is_current() {
             self.end(live, State::Interrupted, microseconds(self.core.wall_clock()));
             self.block_done();
         }

@@ -317,6 +317,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        // What it had appended was lost, the object interrupted, and somebody else writes it now.
+        if !self.live.is_current() {
+            return;
+        }
         if self.ended {
             self.local.writers().end(self.live.object.generation());
             return;
