@@ -4,14 +4,7 @@
 
 mod common;
 
-use common::{Connection, Disk, FileSystem, Server, content, eventually};
-
-fn readiness(server: &Server) -> (u16, String) {
-    let mut connection = Connection::to(server.admin_address());
-    connection.request("GET", "/readyz", &[]);
-    let response = connection.response("GET");
-    (response.head.status, String::from_utf8(response.body).unwrap())
-}
+use common::{Disk, FileSystem, Server, content, eventually};
 
 #[test]
 fn a_catalog_that_cannot_be_written_holds_up_nobody_and_is_named() {
@@ -27,16 +20,16 @@ fn a_catalog_that_cannot_be_written_holds_up_nobody_and_is_named() {
     std::fs::remove_file(&usual).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &usual).unwrap();
     server.restart();
-    assert_eq!((readiness(&server).0, server.metric("tailwater_catalog_failing")), (200, 0));
+    assert_eq!((server.admin("/readyz").0, server.metric("tailwater_catalog_failing")), (200, 0));
 
     disk.switch().cut();
     let mut count = 0;
     eventually("the catalog has been told something", || {
         count += 1;
         server.put(&format!("/b/{count}"), &bytes(count));
-        readiness(&server).0 == 503
+        server.admin("/readyz").0 == 503
     });
-    let (_, why) = readiness(&server);
+    let (_, why) = server.admin("/readyz");
     assert!(why.starts_with("the catalog cannot be written: "), "{why}");
     assert_eq!((server.metric("tailwater_catalog_failing"), server.metric("tailwater_logs_failed")), (1, 0));
     let log = server.log_since_start();
@@ -58,7 +51,7 @@ fn a_catalog_that_cannot_be_written_holds_up_nobody_and_is_named() {
     disk.unmount();
     disk.mount();
     server.restart();
-    assert_eq!((readiness(&server).0, server.metric("tailwater_catalog_failing")), (200, 0));
+    assert_eq!((server.admin("/readyz").0, server.metric("tailwater_catalog_failing")), (200, 0));
     server.assert_sealed("/b/before", &bytes(0));
     (1..=count).for_each(|number| server.assert_sealed(&format!("/b/{number}"), &bytes(number)));
     assert_eq!(server.get("/b/live").body, b"what is given is kept");

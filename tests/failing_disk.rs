@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    Connection, Crowd, Disk, End, FileSystem, Random, Room, Server, assert_same, content, eventually, rounds,
-    seed,
+    Crowd, Disk, End, FileSystem, Random, Room, Server, assert_same, content, eventually, rounds, seed,
 };
 
 const DISK_BYTES: u64 = 256 << 20;
@@ -80,13 +79,6 @@ fn end_of_what_is_written(data: &Path) -> (u64, u64) {
     }
 }
 
-fn admin(server: &Server, path: &str) -> (u16, String) {
-    let mut connection = Connection::to(server.admin_address());
-    connection.request("GET", path, &[]);
-    let response = connection.response("GET");
-    (response.head.status, String::from_utf8(response.body).unwrap())
-}
-
 #[test]
 fn what_was_acknowledged_or_read_survives_a_disk_that_fails() {
     let seed = seed();
@@ -148,7 +140,7 @@ fn what_was_acknowledged_or_read_survives_a_disk_that_fails() {
         server.assert_alive();
 
         // Each is told what it needs to know.
-        let (status, why) = admin(&server, "/readyz");
+        let (status, why) = server.admin("/readyz");
         assert!(status == 503 && why.starts_with("read-only: "), "{status} {why}");
         assert_eq!(server.admin_status("/livez"), 200);
         let log = server.log();
@@ -199,7 +191,7 @@ fn a_block_that_cannot_be_written_anywhere_is_named_in_log_metrics_and_readiness
     let mut server = Server::start_small_at(&disk.path().join("data"), &[], &["--cores", "1"]);
     let bytes = content(1, 300_000);
     server.put("/b/k", &bytes);
-    assert_eq!(admin(&server, "/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(server.admin("/readyz"), (200, "ready\n".to_owned()));
     disk.switch().cut();
     // Not "deleted while it was written", and for the caller to mend: that is what it was told.
     let mut begun = server.begin_put("/b/begun", None, &[]);
@@ -211,7 +203,7 @@ fn a_block_that_cannot_be_written_anywhere_is_named_in_log_metrics_and_readiness
     }
     assert_eq!(server.metric("tailwater_block_write_failures_total"), 1);
     assert!(server.metric("tailwater_segments_retired_total") >= 1);
-    let (status, why) = admin(&server, "/readyz");
+    let (status, why) = server.admin("/readyz");
     assert!(status == 503 && why.starts_with("read-only: "), "{status} {why}");
     assert!(why.contains("Input/output error"), "{why}");
     let log = server.log();

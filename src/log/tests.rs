@@ -603,19 +603,24 @@ fn an_epoch_that_somebody_knows_of_does_not_come_again() {
     assert_eq!((space.next_epoch(), space.segments()), (501, 7));
 }
 
-/// What is left of a block is made unreadable where a start has cut it off. Here it is damaged, and its bytes may be
-/// all that is left of an object.
-#[test]
-fn what_is_left_of_a_known_block_stays_as_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let (number, epoch) = with_log(folder.path(), |bench| async move {
+/// Thirty blocks of a page each, and the segment that they are in: its number and its epoch.
+fn thirty_blocks(folder: &Path) -> (u64, u64) {
+    with_log(folder, |bench| async move {
         for number in 0..30 {
             let sequence = bench.append(number, 1000).await.unwrap();
             bench.acknowledged(sequence).await.unwrap();
         }
         let first = &bench.durable.segments.borrow()[0];
         (first.number(), first.epoch())
-    });
+    })
+}
+
+/// What is left of a block is made unreadable where a start has cut it off. Here it is damaged, and its bytes may be
+/// all that is left of an object.
+#[test]
+fn what_is_left_of_a_known_block_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (number, epoch) = thirty_blocks(folder.path());
     let path = Space::path(folder.path(), number);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[4096 * 30 + 20] ^= 1;
@@ -644,14 +649,7 @@ fn surveyed(folder: &Path, known: Known) -> Survey {
 #[test]
 fn a_segment_that_has_lost_its_beginning_is_not_used_again() {
     let folder = tempfile::tempdir().unwrap();
-    let (number, epoch) = with_log(folder.path(), |bench| async move {
-        for number in 0..30 {
-            let sequence = bench.append(number, 1000).await.unwrap();
-            bench.acknowledged(sequence).await.unwrap();
-        }
-        let first = &bench.durable.segments.borrow()[0];
-        (first.number(), first.epoch())
-    });
+    let (number, epoch) = thirty_blocks(folder.path());
     let path = Space::path(folder.path(), number);
     let lose = |blocks: usize| {
         let mut bytes = std::fs::read(&path).unwrap();

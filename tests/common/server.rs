@@ -431,9 +431,15 @@ impl Server {
 
     /// The status of `/livez` or `/readyz`.
     pub fn admin_status(&self, path: &str) -> u16 {
+        self.admin(path).0
+    }
+
+    /// What `/livez` or `/readyz` answers: the status, and what it says.
+    pub fn admin(&self, path: &str) -> (u16, String) {
         let mut connection = Connection::to(self.admin_address());
         connection.request("GET", path, &[]);
-        connection.response("GET").head.status
+        let response = connection.response("GET");
+        (response.head.status, String::from_utf8(response.body).unwrap())
     }
 }
 
