@@ -73,8 +73,9 @@
 //!   it was damaged since, which is reported, and the log goes on.
 //! - A term voids blocks of earlier terms from its start on. So what was cut off once stays cut off, and a block
 //!   that was written again after a failure counts once.
-//! - A segment without a header holds nothing. Of a damaged header it must be certain what it was (one field of it
-//!   differs from what the blocks say); otherwise the file is left alone, and named.
+//! - A segment without a header in which there is no block, and of which nobody keeps books, holds nothing. Of any other
+//!   without one, and of a damaged header, it must be certain what it was: somebody keeps books of it, or one field of it
+//!   differs from what the blocks say. Otherwise the file is left alone, and named.
 
 pub mod format;
 mod inspect;

@@ -111,7 +111,7 @@ pub async fn survey(core: &Rc<Core>, space: &Arc<Space>, known: &Known) -> Resul
             survey.damage.push(format!("segment {number} is missing: what lies in it is lost"));
         }
     }
-    // Whatever the files say: that of a free segment may have lost its header while it was being initialised again.
+    // Whatever the files say, or if they are gone.
     for (&number, segment) in &known.segments {
         space.resume_after(number, segment.epoch());
     }
