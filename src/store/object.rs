@@ -229,7 +229,7 @@ impl Object {
     }
 
     /// How often its writing was taken up again.
-    pub(super) fn resumes(&self) -> u64 {
+    pub(crate) fn resumes(&self) -> u64 {
         self.resumes.load(Ordering::SeqCst)
     }
 

@@ -193,6 +193,10 @@ impl LocalStore {
     /// whose writer is at work, which has to let go. When a writer is answered, everything before its offset is
     /// durable. When that writer is dropped in turn, it is awaited for `window`.
     ///
+    /// What was appended behind that offset before and is lost, since the device has refused it, does not count as soon as
+    /// something behind the offset is acknowledged. Until then the device may have it all the same, and a start may find
+    /// it: whoever goes on after a start asks where.
+    ///
     /// Dropping the future may leave the object without the writer that was at work, and awaited.
     ///
     /// # Errors

@@ -33,6 +33,9 @@ pub(super) struct Generation {
     pub name: Name,
     /// Whole appends, in order.
     pub parts: Vec<Part>,
+    /// What a start may find in their place: what had been appended and was lost before somebody went on. A write that
+    /// has failed may be on the disk all the same, and counts until something behind it is durable.
+    lost: Vec<Vec<Part>>,
     /// These bytes were acknowledged, or read: they are there as long as the object is.
     pub committed: u64,
     pub created: Sure,
@@ -52,6 +55,24 @@ impl Generation {
     /// Where the last append ends.
     pub fn end(&self) -> u64 {
         self.parts.last().map_or(0, |part| part.end)
+    }
+
+    /// All that a start may find of it, or the beginning of one of these.
+    fn possible(&self) -> impl Iterator<Item = &Vec<Part>> {
+        std::iter::once(&self.parts).chain(&self.lost)
+    }
+
+    /// Everything before this is durable.
+    fn commit(&mut self, end: u64) {
+        self.committed = self.committed.max(end);
+        self.created = Sure::Yes;
+        let durable = &self.parts[..self.parts.partition_point(|part| part.start < self.committed)];
+        self.lost.retain(|lost| lost.starts_with(durable));
+    }
+
+    /// How often its writing was taken up again, as far as that can be told.
+    fn resumes(&self) -> Option<u64> {
+        self.object.upgrade().map(|object| object.resumes())
     }
 
     /// Its writer is there, and it has not ended before that: where something that was appended finds no room the object
@@ -83,8 +104,9 @@ pub(super) struct Model {
 /// What was known of a name before it was looked up.
 pub(super) struct Before {
     name: Name,
-    /// A generation that must be found, or a later one, unless something happens to it meanwhile.
-    floor: Option<u64>,
+    /// A generation that must be found, or a later one, unless something happens to it meanwhile; and how often it had
+    /// been taken up again, where it was live: in between it is interrupted, and may be passed over.
+    floor: Option<(u64, Option<u64>)>,
     deleted: Vec<u64>,
 }
 
@@ -112,6 +134,7 @@ impl Model {
         let begun = Generation {
             name: name.clone(),
             parts: Vec::new(),
+            lost: Vec::new(),
             committed: 0,
             created: Sure::Maybe,
             sealed: Sure::No,
@@ -132,7 +155,11 @@ impl Model {
         let known = self.generations.get_mut(&generation).filter(|_| !self.is_dead)?;
         let is_end = offset == 0 || known.parts.iter().any(|part| part.end == offset);
         let (committed, sealed) = (known.committed, known.sealed);
+        let appended = known.parts.clone();
         known.parts.retain(|part| part.end <= offset);
+        if appended.len() > known.parts.len() {
+            known.lost.push(appended);
+        }
         known.object = Arc::downgrade(object);
         known.is_written = true;
         known.turn += 1;
@@ -191,8 +218,7 @@ impl Model {
             return;
         }
         if let Some(object) = self.generations.get_mut(&generation) {
-            object.committed = object.committed.max(end);
-            object.created = Sure::Yes;
+            object.commit(end);
         }
     }
 
@@ -205,6 +231,7 @@ impl Model {
         let Some(object) = self.generations.get_mut(&generation) else { return };
         let (end, sealed) = (object.end(), object.sealed);
         object.sealed = Sure::Yes;
+        object.lost.clear();
         if sealed == Sure::No {
             self.violate(format!("{generation} is sealed, and nobody has tried that"));
         } else if end != length {
@@ -275,7 +302,9 @@ impl Model {
     /// What is known of a name, before it is looked up.
     pub fn before(&self, name: &Name) -> Before {
         let of_name = || self.generations.iter().filter(|(_, object)| object.name == *name);
-        let floor = of_name().rfind(|(_, object)| is_floor(object)).map(|(&generation, _)| generation);
+        let floor = of_name().rfind(|(_, object)| is_floor(object)).map(|(&generation, object)| {
+            (generation, object.resumes().filter(|_| object.sealed != Sure::Yes))
+        });
         let deleted = of_name().filter(|(_, object)| object.deleted == Sure::Yes || object.is_gone);
         Before { name: name.clone(), floor, deleted: deleted.map(|(&generation, _)| generation).collect() }
     }
@@ -302,8 +331,10 @@ impl Model {
                 None => return self.violate(format!("{how} shows {found} of {name}, which nobody began")),
             }
         }
-        let Some(floor) = floor else { return };
-        let is_still = self.generations.get(floor).is_some_and(is_floor);
+        let Some((floor, resumes)) = floor else { return };
+        let is_still = self.generations.get(floor).is_some_and(|object| {
+            is_floor(object) && resumes.is_none_or(|resumes| object.resumes() == Some(resumes))
+        });
         if is_still && found.is_none_or(|found| found < *floor) {
             self.violate(format!("{how} shows {found:?} of {name}, and not {floor}"));
         }
@@ -321,7 +352,7 @@ impl Model {
                 return Err(format!("found {generation} of {name}, which nobody began"));
             };
             let told = format!("{name} (generation {generation})");
-            let (end, committed) = (object.end(), object.committed);
+            let committed = object.committed;
             if object.name.as_str() != name {
                 return Err(format!("{told} is found, and has the name {}", object.name));
             }
@@ -331,9 +362,11 @@ impl Model {
             if *length < committed {
                 return Err(format!("{told} has {length} bytes, and {committed} were acknowledged or read"));
             }
-            if *length != 0 && !object.parts.iter().any(|part| part.end == *length) {
+            let ends_there = |part: &Part| part.end == *length;
+            if *length != 0 && !object.possible().any(|parts| parts.iter().any(ends_there)) {
                 return Err(format!("{told} has {length} bytes, where no append ends: {:?}", object.parts));
             }
+            let mut ends = object.possible().map(|parts| parts.last().map_or(0, |part| part.end));
             match state {
                 State::Live => return Err(format!("{told} is live after a start")),
                 State::Interrupted if object.sealed == Sure::Yes => {
@@ -342,8 +375,8 @@ impl Model {
                 State::Sealed if object.sealed == Sure::No => {
                     return Err(format!("{told} is sealed, and nobody has tried that"));
                 }
-                State::Sealed if *length != end => {
-                    return Err(format!("{told} is sealed with {length} bytes of {end}"));
+                State::Sealed if !ends.any(|end| end == *length) => {
+                    return Err(format!("{told} is sealed with {length} bytes of {}", object.end()));
                 }
                 _ => {}
             }
@@ -386,7 +419,10 @@ impl Model {
         }
         for (_, generation, state, length) in found {
             let Some(object) = self.generations.get_mut(generation) else { continue };
+            let found = object.possible().find(|parts| parts.iter().any(|part| part.end == *length));
+            object.parts = found.cloned().unwrap_or_default();
             object.parts.retain(|part| part.end <= *length);
+            object.lost.clear();
             object.committed = *length;
             object.created = Sure::Yes;
             object.sealed = if *state == State::Sealed { Sure::Yes } else { Sure::No };
