@@ -237,8 +237,14 @@ impl Sink for Commits {
                 live.is_broken.set(true);
                 self.end_without_log(&live);
             }
-            // Who asked for the deletion learns of the failure. What was there before stays where it was.
-            Note::Delete(_) | Note::Tombstone { .. } | Note::Copy { .. } => {}
+            // What was there before stays where it was. The object is held until the catalog was told.
+            Note::Copy { object, change: Change::Create { generation, .. } } => {
+                self.shared.enter(Write::Doubt(generation));
+                drop(object);
+            }
+            Note::Copy { .. } | Note::Tombstone { .. } => {}
+            // Who asked for it learns of the failure.
+            Note::Delete(_) => {}
         }
     }
 }
@@ -329,6 +335,7 @@ impl Commits {
             term: open.term,
             is_full,
             is_pinned: segment.is_pinned(),
+            is_rebuilt: false,
             changes: std::mem::take(&mut open.changes),
         });
         let live = open.live.drain(..).map(|live| Entered {

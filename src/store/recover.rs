@@ -112,7 +112,7 @@ pub async fn learn(
     for segment in &survey.segments {
         let records = survey.read(core, space, segment).await?;
         recovered.records += records.len();
-        let batch = reading.batch(segment, records);
+        let batch = reading.batch(segment, records, is_rebuilt);
         let outcome = database.take(&[Step::Enter(Arc::new(batch))])?;
         for generation in outcome.unequal {
             reading.touched.entry(generation).or_default();
@@ -224,7 +224,7 @@ struct Reading {
 
 impl Reading {
     /// What the catalog is to be told of a segment.
-    fn batch(&mut self, segment: &SurveyedSegment, records: Vec<RecoveredRecord>) -> Batch {
+    fn batch(&mut self, segment: &SurveyedSegment, records: Vec<RecoveredRecord>, is_rebuilt: bool) -> Batch {
         let mut changes = Vec::with_capacity(records.len());
         for record in records {
             let header = record.header;
@@ -272,6 +272,7 @@ impl Reading {
             term,
             is_full: false,
             is_pinned: false,
+            is_rebuilt,
             changes,
         }
     }

@@ -97,6 +97,8 @@ pub struct Batch {
     pub is_full: bool,
     /// The segment is not to be used again before a start has read it, whatever becomes of its records.
     pub is_pinned: bool,
+    /// The catalog is being made anew: what others wrote of the same objects before may be entered later.
+    pub is_rebuilt: bool,
     /// The records.
     pub changes: Vec<Change>,
 }

@@ -57,6 +57,11 @@ pub enum Step {
         /// Which.
         generation: u64,
     },
+    /// A copy of a generation's creation could not be written, and a start may find it all the same.
+    Doubt {
+        /// Which.
+        generation: u64,
+    },
     /// A segment holds nothing, and its file says so.
     Free(SegmentUse),
     /// A deletion is durable in another segment too.
@@ -276,6 +281,7 @@ impl Database {
                 Step::Enter(batch) => work.enter(batch),
                 &Step::Delete { generation, segment } => work.delete_in(generation, segment),
                 &Step::Purge { generation } => work.purge(generation, false),
+                &Step::Doubt { generation } => work.doubt(generation),
                 &Step::Free(segment) => work.free(segment),
                 &Step::MoveTombstone { generation, from, to } => work.move_tombstones(generation, from, to),
             })
@@ -332,6 +338,7 @@ impl Database {
             for (&generation, &length) in declared {
                 work.declare(generation, length)?;
             }
+            work.tables().doubtful.retain(|_, ()| false).map_err(failure)?;
             work.fill_all()?;
             work.tables().meta.remove("unsettled").map_err(failure)?;
             for generation in match may_be_nameless {

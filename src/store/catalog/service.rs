@@ -127,6 +127,8 @@ pub enum Write {
     MoveTombstone(u64, u64, SegmentUse),
     /// Nobody holds a deleted generation any more.
     Purge(u64),
+    /// A copy of a generation's creation could not be written. Whoever says so holds the object.
+    Doubt(u64),
     /// A segment's file was cleared.
     Cleared(SegmentUse),
     /// Answered when everything before it is on stable storage.
@@ -487,6 +489,7 @@ impl Books {
                 held.objects.remove(&generation);
                 Step::Purge { generation }
             }
+            &Write::Doubt(generation) => Step::Doubt { generation },
             &Write::Cleared(segment) => Step::Free(segment),
             Write::Flush(_) | Write::Close => return None,
         })
@@ -531,7 +534,7 @@ impl Books {
             Write::Flush(done) => {
                 done.send(());
             }
-            Write::MoveTombstone(..) | Write::Purge(_) | Write::Close => {}
+            Write::MoveTombstone(..) | Write::Purge(_) | Write::Doubt(_) | Write::Close => {}
         }
     }
 }

@@ -15,13 +15,15 @@
 //! | `logs` | log | first block that is not in the catalog, term of the last that is |
 //! | `tombstones` | segment of a creation, generation | segment of the deletion |
 //! | `tombstone_places` | segment of a deletion, segment of the creation, generation | - |
+//! | `doubtful` | generation | - (somewhere there may be another creation of it, which could not be written) |
 //! | `moved` | segment that a creation was copied out of, generation | segment of the copy |
 //! | `meta` | `store`, `version`, `generation_max`, `unsettled` (while a start enters what it reads) | a number |
 //!
 //! A *tombstone* is the record of a deletion. It is needed as long as the object's creation could be read in
 //! another segment: without the catalog, the segments alone must tell that the object is gone. So a copy of a creation
 //! keeps its segment, and with that the tombstone that speaks of the copy, as long as the original could be read; it counts
-//! among the tombstones of its segment.
+//! among the tombstones of its segment. Where a copy could not be written, a failing disk may have it all the same: nobody
+//! knows where, until a start has read every log. The deletion of such an object is kept that long.
 
 use redb::{Table, TableDefinition, WriteTransaction};
 
@@ -47,6 +49,7 @@ pub(super) const LOGS: TableDefinition<u16, (u64, u32)> = TableDefinition::new("
 pub(super) const TOMBSTONES: TableDefinition<(u64, u64), u64> = TableDefinition::new("tombstones");
 pub(super) const TOMBSTONE_PLACES: TableDefinition<(u64, u64, u64), ()> =
     TableDefinition::new("tombstone_places");
+pub(super) const DOUBTFUL: TableDefinition<u64, ()> = TableDefinition::new("doubtful");
 pub(super) const MOVED: TableDefinition<(u64, u64), u64> = TableDefinition::new("moved");
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
@@ -65,6 +68,7 @@ pub(super) struct Tables<'t> {
     pub logs: Table<'t, u16, (u64, u32)>,
     pub tombstones: Table<'t, (u64, u64), u64>,
     pub tombstone_places: Table<'t, (u64, u64, u64), ()>,
+    pub doubtful: Table<'t, u64, ()>,
     pub moved: Table<'t, (u64, u64), u64>,
     pub meta: Table<'t, &'static str, u64>,
 }
@@ -85,6 +89,7 @@ impl<'t> Tables<'t> {
             logs: transaction.open_table(LOGS).map_err(failure)?,
             tombstones: transaction.open_table(TOMBSTONES).map_err(failure)?,
             tombstone_places: transaction.open_table(TOMBSTONE_PLACES).map_err(failure)?,
+            doubtful: transaction.open_table(DOUBTFUL).map_err(failure)?,
             moved: transaction.open_table(MOVED).map_err(failure)?,
             meta: transaction.open_table(META).map_err(failure)?,
         })

@@ -24,8 +24,17 @@ fn segment(number: u64) -> SegmentUse {
 fn full(number: u64, changes: Vec<Change>) -> Step {
     let segment = segment(number);
     let (log, next_sequence, term) = (0, 10 * number, 1);
-    let (is_full, is_pinned) = (true, false);
-    Step::Enter(Arc::new(Batch { segment, log, next_sequence, term, is_full, is_pinned, changes }))
+    let (is_full, is_pinned, is_rebuilt) = (true, false, false);
+    Step::Enter(Arc::new(Batch {
+        segment,
+        log,
+        next_sequence,
+        term,
+        is_full,
+        is_pinned,
+        is_rebuilt,
+        changes,
+    }))
 }
 
 fn create() -> Change {
@@ -34,7 +43,11 @@ fn create() -> Change {
 }
 
 fn seal() -> Change {
-    Change::Seal { generation: GENERATION, length: 0, at_microseconds: 2 }
+    seal_of(0)
+}
+
+fn seal_of(length: u64) -> Change {
+    Change::Seal { generation: GENERATION, length, at_microseconds: 2 }
 }
 
 fn emptied(outcome: &Outcome) -> Vec<u64> {
@@ -95,8 +108,8 @@ fn a_copy_of_a_creation_stays_as_long_as_the_original_can_be_read() {
 fn a_segment_that_failed_is_read_by_the_next_start_and_may_be_used_after_it() {
     let database = database();
     let (segment, changes) = (segment(1), vec![create(), seal()]);
-    let (log, next_sequence, term, is_full, is_pinned) = (0, 10, 1, true, true);
-    let batch = Batch { segment, log, next_sequence, term, is_full, is_pinned, changes };
+    let (log, next_sequence, term, is_full, is_pinned, is_rebuilt) = (0, 10, 1, true, true, false);
+    let batch = Batch { segment, log, next_sequence, term, is_full, is_pinned, is_rebuilt, changes };
     database.take([&Step::Enter(Arc::new(batch))]).unwrap();
     let epoch = segment.epoch;
     let known = |database: &Database| database.coverage().unwrap().segments[&1];
@@ -113,4 +126,113 @@ fn what_came_up_without_a_creation_goes_with_the_start() {
     let settle = |nameless| database.settle(&HashMap::new(), &HashMap::new(), nameless).unwrap().0;
     assert_eq!(emptied(&settle(Nameless::These(vec![GENERATION + 1]))), Vec::<u64>::new());
     assert_eq!(emptied(&settle(Nameless::These(vec![GENERATION]))), [1]);
+}
+
+fn data(offset: u64, end: u64, continued: bool) -> Change {
+    let length = (end - offset) as u32;
+    Change::Data { generation: GENERATION, offset, length, continued, position: 4096 + offset }
+}
+
+fn interrupt() -> Change {
+    Change::Interrupt { generation: GENERATION, at_microseconds: 2 }
+}
+
+fn settle_all(database: &Database) {
+    let touched = HashMap::from([(GENERATION, 0)]);
+    database.settle(&touched, &HashMap::new(), Nameless::These(Vec::new())).unwrap();
+}
+
+/// The length of the object, and where its extents begin and end.
+fn extents(database: &Database) -> (u64, Vec<(u64, u64)>) {
+    let view = database.view().unwrap();
+    let length = view.objects("b", b"k").unwrap()[0].length;
+    let extents = view.extents(GENERATION, 0, 100).unwrap();
+    (length, extents.iter().map(|(extent, _)| (extent.offset, extent.end())).collect())
+}
+
+/// What was acknowledged where damage had made an object shorter was not entered: what had been behind it counted.
+#[test]
+fn who_goes_on_with_a_damaged_object_has_all_that_follows() {
+    let left = [(0, 10), (20, 30), (30, 40)];
+    for end in [15, 20, 25, 30, 35, 40, 45] {
+        let database = database();
+        let parts = left.map(|(offset, end)| data(offset, end, false));
+        database.take([&full(1, [&[create()][..], &parts].concat())]).unwrap();
+        settle_all(&database);
+        assert_eq!(extents(&database), (10, left.to_vec()), "it may be repaired");
+        database.take([&full(2, vec![data(10, end, false)])]).unwrap();
+        assert_eq!(extents(&database), (end, vec![(0, 10), (10, end)]));
+        database.take([&full(3, vec![data(end, 50, false), interrupt()])]).unwrap();
+        assert_eq!(extents(&database), (50, vec![(0, 10), (10, end), (end, 50)]));
+    }
+}
+
+#[test]
+fn a_catalog_that_is_made_anew_takes_writers_in_any_order() {
+    let database = database();
+    let Step::Enter(batch) = full(2, vec![data(10, 20, false)]) else { unreachable!() };
+    let second = Step::Enter(Arc::new(Batch { is_rebuilt: true, ..(*batch).clone() }));
+    database.take([&full(1, vec![create(), data(0, 10, false), interrupt(), data(20, 30, false)])]).unwrap();
+    database.take([&second]).unwrap();
+    assert_eq!(extents(&database), (30, vec![(0, 10), (10, 20), (20, 30)]));
+}
+
+#[test]
+fn what_is_there_of_an_append_that_did_not_become_whole_goes_with_the_start() {
+    let database = database();
+    let changes = vec![create(), data(0, 10, false), data(10, 20, true), data(20, 30, true)];
+    database.take([&full(1, changes)]).unwrap();
+    database.take([&full(2, vec![data(30, 40, true)])]).unwrap();
+    let touched = HashMap::from([(GENERATION, 0)]);
+    let outcome = database.settle(&touched, &HashMap::new(), Nameless::These(Vec::new())).unwrap().0;
+    assert_eq!(extents(&database), (10, vec![(0, 10)]));
+    assert_eq!(emptied(&outcome), [2]);
+}
+
+/// A copy of a creation could not be written, and the next start found it: the object had been deleted, and came back.
+#[test]
+fn a_copy_that_could_not_be_written_does_not_bring_back_what_was_deleted() {
+    let (doubt, purge) = (Step::Doubt { generation: GENERATION }, Step::Purge { generation: GENERATION });
+    let deletion = Step::Delete { generation: GENERATION, segment: segment(3) };
+    for (steps, is_found) in [[&doubt, &deletion], [&deletion, &doubt]]
+        .into_iter()
+        .flat_map(|steps| [(steps, true), (steps, false)])
+    {
+        let database = database();
+        let original = full(1, vec![create(), data(0, 10, false), seal_of(10)]);
+        database.take([&original]).unwrap();
+        database.take(steps).unwrap();
+        assert_eq!(
+            emptied(&database.take([&purge, &full(3, Vec::new())]).unwrap()),
+            [1],
+            "its room comes back"
+        );
+        assert!(emptied(&database.take([&Step::Free(segment(1))]).unwrap()).is_empty());
+        // A start.
+        if is_found {
+            let outcome = database.take([&full(2, vec![create(), data(0, 10, false), seal_of(10)])]).unwrap();
+            assert!(!exists(&database) && emptied(&outcome).is_empty());
+        }
+        let nameless = Nameless::These(vec![GENERATION]);
+        let outcome = database.settle(&HashMap::new(), &HashMap::new(), nameless).unwrap().0;
+        assert!(!exists(&database));
+        if is_found {
+            assert_eq!(emptied(&outcome), [2], "the deletion stays as long as the copy can be read");
+            assert_eq!(emptied(&database.take([&Step::Free(segment(2))]).unwrap()), [3]);
+        } else {
+            assert_eq!(emptied(&outcome), [3]);
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_could_not_be_written_is_in_doubt_until_the_next_start() {
+    let (doubt, purge) = (Step::Doubt { generation: GENERATION }, Step::Purge { generation: GENERATION });
+    let database = database();
+    database.take([&full(1, vec![create(), seal()]), &doubt]).unwrap();
+    settle_all(&database);
+    assert!(exists(&database));
+    let deletion = Step::Delete { generation: GENERATION, segment: segment(3) };
+    assert_eq!(emptied(&database.take([&deletion, &purge, &full(3, Vec::new())]).unwrap()), [1]);
+    assert_eq!(emptied(&database.take([&Step::Free(segment(1))]).unwrap()), [3]);
 }

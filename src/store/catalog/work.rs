@@ -100,7 +100,8 @@ impl<'t> Work<'t> {
                 }
                 &Change::Data { generation, offset, length, continued, position } => {
                     self.touched.insert(generation);
-                    self.data(generation, StoredExtent { offset, length, continued, segment, position })?;
+                    let extent = StoredExtent { offset, length, continued, segment, position };
+                    self.data(generation, extent, batch.is_rebuilt)?;
                 }
                 &Change::Seal { generation, length, at_microseconds } => {
                     self.touched.insert(generation);
@@ -343,7 +344,9 @@ impl<'t> Work<'t> {
             if from != 0 {
                 self.segment(from)?.live_records -= 1;
             }
-            self.segment(to)?.live_records += 1;
+            if to != 0 {
+                self.segment(to)?.live_records += 1;
+            }
         }
         Ok(())
     }
@@ -489,6 +492,25 @@ impl<'t> Work<'t> {
         }
         let value = (place, row.create_segment, row.seal_segment);
         self.tables.deleted.insert(generation, value).map_err(failure)?;
+        let is_doubtful = self.tables.doubtful.remove(generation).map_err(failure)?.is_some();
+        if is_doubtful { self.doubt(generation) } else { Ok(()) }
+    }
+
+    /// Somewhere there may be another creation of this generation: if it is deleted, the deletion is kept as if the one
+    /// creation that is known were still to come.
+    pub fn doubt(&mut self, generation: u64) -> Result<()> {
+        let deleted = self.tables.deleted.get(generation).map_err(failure)?.map(|value| value.value());
+        match deleted {
+            Some((_, 0, _)) => {}
+            Some((place, create_segment, seal_segment)) => {
+                self.move_record(create_segment, 0)?;
+                self.segment(place)?.tombstones += 1;
+                self.tables.deleted.insert(generation, (place, 0, seal_segment)).map_err(failure)?;
+            }
+            None => {
+                self.tables.doubtful.insert(generation, ()).map_err(failure)?;
+            }
+        }
         Ok(())
     }
 
@@ -513,22 +535,19 @@ impl<'t> Work<'t> {
 
     /// Lets go of the bytes of a deleted generation, which nobody reads any more.
     ///
-    /// Where its creation is not known, nobody will write that any more; but what a failed write of it has left may be
-    /// found by the next start, for which the deletion is kept. `every_log_was_read`: this is it.
+    /// Where a creation may be that is not known, nobody will write that any more; but what a failed write of it has left
+    /// may be found by the next start, for which the deletion is kept. `every_log_was_read`: this is it.
     pub fn purge(&mut self, generation: u64, every_log_was_read: bool) -> Result<()> {
         let deleted = self.tables.deleted.get(generation).map_err(failure)?.map(|value| value.value());
-        let Some((place, create_segment, seal_segment)) =
-            deleted.filter(|&(_, create_segment, _)| create_segment != 0 || every_log_was_read)
-        else {
-            return Ok(());
-        };
-        self.tables.deleted.remove(generation).map_err(failure)?;
-        if create_segment == 0 {
-            self.segment(place)?.tombstones -= 1;
-        }
-        for segment in [create_segment, seal_segment] {
-            if segment != 0 {
-                self.segment(segment)?.live_records -= 1;
+        let Some((place, create_segment, seal_segment)) = deleted else { return Ok(()) };
+        self.move_record(create_segment, 0)?;
+        self.move_record(seal_segment, 0)?;
+        if create_segment == 0 && !every_log_was_read {
+            self.tables.deleted.insert(generation, (place, 0, 0)).map_err(failure)?;
+        } else {
+            self.tables.deleted.remove(generation).map_err(failure)?;
+            if create_segment == 0 {
+                self.segment(place)?.tombstones -= 1;
             }
         }
         self.purge_extents(generation)
@@ -602,7 +621,7 @@ impl<'t> Work<'t> {
         Ok(self.last_rows.get_mut(&generation))
     }
 
-    fn data(&mut self, generation: u64, extent: StoredExtent) -> Result<()> {
+    fn data(&mut self, generation: u64, extent: StoredExtent, is_rebuilt: bool) -> Result<()> {
         if extent.length == 0 {
             return Ok(());
         }
@@ -615,6 +634,9 @@ impl<'t> Work<'t> {
             }
         };
         if !is_behind {
+            if !is_rebuilt && self.is_interrupted_at(generation, extent.offset)? {
+                self.drop_behind(generation, extent.offset)?;
+            }
             return self.insert_between(generation, extent);
         }
         self.take_extent(extent)?;
@@ -626,6 +648,50 @@ impl<'t> Work<'t> {
             row.extents.push(extent);
         }
         Ok(())
+    }
+
+    /// Whether what is written there goes on with an object that is interrupted.
+    fn is_interrupted_at(&mut self, generation: u64, offset: u64) -> Result<bool> {
+        let Some(row) = self.take_object(generation)? else { return Ok(false) };
+        let is_end = row.state == State::Interrupted && row.length == offset;
+        self.put_object(row);
+        Ok(is_end)
+    }
+
+    /// Lets go of the extents that begin at this offset or later: what damage has cut off from the object, or what is
+    /// there of an append that did not become whole. Somebody else's bytes come there now.
+    fn drop_behind(&mut self, generation: u64, offset: u64) -> Result<()> {
+        self.put_down(generation)?;
+        for (first, mut extents) in self.rows(generation, offset, u64::MAX)? {
+            self.tables.extents.remove((generation, first)).map_err(failure)?;
+            let kept = extents.partition_point(|extent| extent.offset < offset);
+            for extent in extents.drain(kept..) {
+                self.drop_extent(extent)?;
+            }
+            if kept > 0 {
+                self.write_row(generation, &LastRow { first, extents })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is there of an append that did not become whole and follows the end of the object. What lies
+    /// behind damage stays: that may be repaired.
+    fn drop_torn_append(&mut self, generation: u64, length: u64) -> Result<()> {
+        self.put_down(generation)?;
+        let mut reached = length;
+        for (_, extents) in self.rows(generation, length, u64::MAX)? {
+            for extent in extents.iter().filter(|extent| extent.offset >= length) {
+                if extent.offset != reached {
+                    return Ok(());
+                }
+                reached = extent.end();
+            }
+        }
+        match reached > length {
+            true => self.drop_behind(generation, length),
+            false => Ok(()),
+        }
     }
 
     /// An extent that belongs before or in place of others. What it overlaps was given up, or has moved here; unless
@@ -743,6 +809,7 @@ impl<'t> Work<'t> {
     pub fn settle_end(&mut self, generation: u64, at_microseconds: u64) -> Result<Option<(ObjectRow, u64)>> {
         let Some(mut row) = self.take_object(generation)? else { return Ok(None) };
         row.length = self.whole_end(generation, row.length)?;
+        self.drop_torn_append(generation, row.length)?;
         let mut lost = None;
         match row.state {
             State::Live => {
