@@ -598,7 +598,12 @@ impl Keeper {
                     if !prepared.is_reserve {
                         *self.trouble.borrow_mut() = None;
                     }
-                    self.prepared.borrow_mut().push_back(prepared);
+                    // What is of the reserve is taken last: data must not have it while there is no other.
+                    let mut all = self.prepared.borrow_mut();
+                    let place = all.iter().position(|other| other.is_reserve && !prepared.is_reserve);
+                    let place = place.unwrap_or(all.len());
+                    all.insert(place, prepared);
+                    drop(all);
                     self.space.prepared.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {

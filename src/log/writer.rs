@@ -352,11 +352,8 @@ impl<S: Sink> Log<S> {
             return Err(error.clone().into());
         }
         let least = if whole { wanted } else { wanted.min(PAYLOAD_ROOM_MIN) };
-        if self.ensure_open(state, least, purpose).is_err() {
-            return Ok(None);
-        }
+        let Ok(limit) = self.ensure_open(state, least, purpose) else { return Ok(None) };
         let sequence = state.told_sequence();
-        let limit = state.open.as_ref().map_or(0, |open| self.limit_of(state, open, purpose));
         let (Some(open), Some(piece)) = (&mut state.open, &mut state.piece) else { return Ok(None) };
         let start = open.used + RECORD_HEADER_LENGTH;
         let end = limit.min(start + wanted);
@@ -431,7 +428,7 @@ impl<S: Sink> Log<S> {
                     return Poll::Ready(Err(error.clone()));
                 }
                 match self.ensure_open(&mut state, least, purpose) {
-                    Ok(()) => return Poll::Ready(Ok(())),
+                    Ok(_) => return Poll::Ready(Ok(())),
                     Err(Lack::Time) => {}
                     Err(Lack::Segment) => {
                         // One more attempt for whoever comes while the keeper is in trouble; then its answer counts.
@@ -601,28 +598,25 @@ impl<S: Sink> Log<S> {
         self.wake_room();
     }
 
-    /// Makes sure that a record with this much payload fits into the open block, opening one if need be.
+    /// Makes sure that a record with this much payload fits into the open block, opening one if need be. Answers how
+    /// long the block may become with it: the keeper works on, and the next look may have another answer.
     fn ensure_open(
         &self,
         state: &mut State<S::Note>,
         least: usize,
         purpose: Purpose,
-    ) -> std::result::Result<(), Lack> {
+    ) -> std::result::Result<usize, Lack> {
         if state.recovering {
             return Err(Lack::Time);
         }
         if let Some(open) = &state.open {
             let end = open.used + record_length(least);
-            if end <= self.limit_of(state, open, purpose) {
-                return Ok(());
+            let limit = self.limit_of(state, open, purpose);
+            if end <= limit {
+                return Ok(limit);
             }
             if open.records > 0 && end <= open.limit {
-                // What is left is the reserve. The block stays open for what that is kept for.
-                self.keeper.hurry();
-                if let Some(need) = purpose.need() {
-                    self.keeper.set_need(Some(need));
-                }
-                return Err(Lack::Segment);
+                return Err(self.lack_of_segment(purpose));
             }
         }
         if state.in_flight.len() >= BLOCKS_IN_FLIGHT_MAX {
@@ -632,7 +626,19 @@ impl<S: Sink> Log<S> {
             self.close_block(state);
         }
         let length = BLOCK_HEADER_LENGTH + record_length(least);
-        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), purpose)
+        self.open_block(state, length.next_multiple_of(ALIGNMENT).max(BLOCK_LENGTH_MIN), purpose)?;
+        let limit = state.open.as_ref().map_or(0, |open| self.limit_of(state, open, purpose));
+        // The segment may be of the reserve.
+        if limit < length { Err(self.lack_of_segment(purpose)) } else { Ok(limit) }
+    }
+
+    /// What is left is the reserve. The block stays open for what that is kept for.
+    fn lack_of_segment(&self, purpose: Purpose) -> Lack {
+        self.keeper.hurry();
+        if let Some(need) = purpose.need() {
+            self.keeper.set_need(Some(need));
+        }
+        Lack::Segment
     }
 
     /// How long the open block may become with this record: data leaves the reserve alone.

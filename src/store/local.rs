@@ -214,46 +214,53 @@ impl LocalStore {
             }
             _ => None,
         };
-        self.log.room(context, document.len(), true).await?;
+        loop {
+            self.log.room(context, document.len(), true).await?;
+            if let Some(left) = self.begin(&name, &metadata, &document, only_if_absent)? {
+                drop(pin);
+                return Ok(Writer::take_up(self.clone(), Left { promise, ..left }, Duration::ZERO));
+            }
+        }
+    }
+
+    /// Logs a creation and makes it known. None: whoever keeps segments ready has just found that there are none, and
+    /// what room there was is the reserve.
+    fn begin(
+        self: &Rc<Self>,
+        name: &Name,
+        metadata: &Metadata,
+        document: &[u8],
+        only_if_absent: bool,
+    ) -> Result<Option<Left>> {
         let generation = self.shared.take_generation();
         let timestamp = microseconds(self.core.wall_clock());
-        let declared_length = metadata.declared_length;
-        let object = Object::new(name.clone(), generation, metadata, timestamp);
+        let object = Object::new(name.clone(), generation, metadata.clone(), timestamp);
         object.set_home(self.core.index());
-        let awaited = self.shared.namespace().begin(&object, only_if_absent)?;
-        drop(pin);
         let live = Live::new(object, false);
+        let mut awaited = 0;
         let appended = self.log.append(
             document.len(),
             true,
             |space| {
-                space.copy_from_slice(&document);
+                // Only with room is there anything to be found.
+                awaited = self.shared.namespace().begin(&live.object, only_if_absent)?;
+                space.copy_from_slice(document);
                 Ok::<_, Error>(document.len())
             },
             |length| {
-                let document = document.clone().into_boxed_slice();
+                let document = document.into();
                 let note = Note::Create { live: live.clone(), document, at_microseconds: timestamp };
                 (record(RecordKind::Create, length, generation, 0, timestamp), note)
             },
         );
-        match appended {
-            Ok(Some(appended)) => {
-                self.metrics.objects_live.increment();
-                tracing::debug!(object = %live.object.name(), generation, "begun");
-                self.announce_name(live.object.name(), awaited);
-                self.complete_later(live.object.name());
-                self.writers.begin(generation);
-                let sequence = Some(appended.sequence);
-                let left = Left { live, offset: 0, sequence, promise, declared_length };
-                Ok(Writer::take_up(self.clone(), left, Duration::ZERO))
-            }
-            // There was room before `begin`, and nothing has waited since.
-            Ok(None) => unreachable!("the room that was waited for is gone"),
-            Err(error) => {
-                self.shared.namespace().forget(&live.object);
-                Err(error)
-            }
-        }
+        let Some(appended) = appended? else { return Ok(None) };
+        self.metrics.objects_live.increment();
+        tracing::debug!(object = %name, generation, "begun");
+        self.announce_name(name, awaited);
+        self.complete_later(name);
+        self.writers.begin(generation);
+        let (sequence, declared_length) = (Some(appended.sequence), metadata.declared_length);
+        Ok(Some(Left { live, offset: 0, sequence, promise: None, declared_length }))
     }
 
     /// Waits while the catalog is far behind the log: what it does not know yet is in memory.

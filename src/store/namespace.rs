@@ -356,15 +356,6 @@ impl Namespace {
         may_resume
     }
 
-    /// Takes one generation out of which nothing is logged.
-    pub fn forget(&self, object: &Object) {
-        let mut inner = self.lock();
-        if let Some(entry) = inner.entries.get_mut(object.name()) {
-            entry.generations.retain(|other| other.generation() != object.generation());
-        }
-        inner.leave_if_possible(object.name());
-    }
-
     /// Takes one generation out whose creation may be on stable storage or not. Its deletion is to be logged, and goes with
     /// one of the name.
     pub fn give_up(&self, object: &Arc<Object>) {
