@@ -47,6 +47,10 @@ const SEEDS_OF_BUGS: &[(u64, &str)] = &[
     (1_000_235, "the same, where the catalog could not be written"),
     (25449, "a process died of a creation that found a segment of the reserve, which is not for it"),
     (1_022_571, "a copy that could not be written brought back a deleted object, which verify named"),
+    (
+        1_041_418,
+        "what an append that did not become whole had left was punched out, and called damage without the catalog",
+    ),
     (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
 ];
 
