@@ -320,11 +320,14 @@ async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: 
 fn is_alive(view: &View, segment: u64, record: &RecoveredRecord) -> Result<Option<Name>> {
     let header = record.header;
     let Some((bucket, key)) = view.name(header.generation)? else { return Ok(None) };
+    let Some((create, seal, length)) = view.segments_and_length_of(header.generation)? else {
+        return Ok(None);
+    };
     let is_needed = match header.kind {
-        RecordKind::Create => {
-            view.segments_of(header.generation)?.is_some_and(|(create, _)| create == segment)
-        }
-        RecordKind::Seal => view.segments_of(header.generation)?.is_some_and(|(_, seal)| seal == segment),
+        RecordKind::Create => create == segment,
+        RecordKind::Seal => seal == segment,
+        // What is behind the end may be repaired where it is; a copy of it could get between what is written there now.
+        RecordKind::Append | RecordKind::Frame if header.offset >= length => false,
         RecordKind::Append | RecordKind::Frame => {
             let found = view.extents(header.generation, header.offset, 1)?;
             found.first().is_some_and(|(extent, _)| {

@@ -51,6 +51,7 @@ const SEEDS_OF_BUGS: &[(u64, &str)] = &[
         1_041_418,
         "what an append that did not become whole had left was punched out, and called damage without the catalog",
     ),
+    (41803, "the same, where a segment was copied out"),
     (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
 ];
 

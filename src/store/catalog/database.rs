@@ -536,17 +536,17 @@ impl View {
         Ok(row.map(|(key, _)| key.value().0.to_owned()))
     }
 
-    /// The segments with the creation of an object and with its seal; 0 stands for no seal.
+    /// The segments with the creation of an object and with its seal (0 stands for no seal), and its length in bytes.
     ///
     /// # Errors
     /// What the disk says.
-    pub fn segments_of(&self, generation: u64) -> Result<Option<(u64, u64)>> {
+    pub fn segments_and_length_of(&self, generation: u64) -> Result<Option<(u64, u64, u64)>> {
         let Some((bucket, key)) = self.name(generation)? else { return Ok(None) };
         let objects = self.transaction.open_table(OBJECTS).map_err(failure)?;
         let row = objects.get((bucket.as_str(), key.as_bytes(), generation)).map_err(failure)?;
         Ok(row.map(|row| {
-            let (_, _, _, _, create_segment, seal_segment, _) = row.value();
-            (create_segment, seal_segment)
+            let (_, length, _, _, create_segment, seal_segment, _) = row.value();
+            (create_segment, seal_segment, length)
         }))
     }
 

@@ -252,3 +252,17 @@ fn a_copy_that_could_not_be_written_is_in_doubt_until_the_next_start() {
     assert_eq!(emptied(&database.take([&deletion, &purge, &full(3, Vec::new())]).unwrap()), [1]);
     assert_eq!(emptied(&database.take([&Step::Free(segment(1))]).unwrap()), [3]);
 }
+
+#[test]
+fn what_is_there_of_an_append_that_did_not_become_whole_goes_when_its_object_is_interrupted() {
+    let database = database();
+    let changes = vec![create(), data(0, 10, false), data(10, 20, true), data(20, 30, true), interrupt()];
+    database.take([&full(1, changes)]).unwrap();
+    assert_eq!(extents(&database), (10, vec![(0, 10)]));
+    // Who goes on in the same batch is not done.
+    let changes = vec![data(10, 15, true), interrupt(), data(10, 14, false), data(14, 20, true)];
+    database.take([&full(2, changes)]).unwrap();
+    assert_eq!(extents(&database), (14, vec![(0, 10), (10, 14), (14, 20)]));
+    database.take([&full(3, vec![data(20, 30, false)])]).unwrap();
+    assert_eq!(extents(&database), (30, vec![(0, 10), (10, 14), (14, 20), (20, 30)]));
+}

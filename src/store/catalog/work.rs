@@ -109,6 +109,11 @@ impl<'t> Work<'t> {
                 }
                 &Change::Interrupt { generation, at_microseconds } => {
                     self.end(generation, State::Interrupted, 0, at_microseconds, segment)?;
+                    if !batch.is_rebuilt
+                        && let Some(length) = self.update_length(generation)?
+                    {
+                        self.drop_torn_append(generation, length)?;
+                    }
                 }
                 &Change::Declare { generation, length } => self.declare(generation, length)?,
                 &Change::Delete { generation } => self.delete(generation, segment)?,
@@ -791,9 +796,9 @@ impl<'t> Work<'t> {
         Ok(walk.whole)
     }
 
-    /// Brings the length of an object up to its bytes.
-    fn update_length(&mut self, generation: u64) -> Result<()> {
-        let Some(mut row) = self.take_object(generation)? else { return Ok(()) };
+    /// Brings the length of an object up to its bytes, and answers it.
+    fn update_length(&mut self, generation: u64) -> Result<Option<u64>> {
+        let Some(mut row) = self.take_object(generation)? else { return Ok(None) };
         let length = self.whole_end(generation, row.length)?;
         if row.state == State::Sealed {
             let key = (row.bucket.as_str(), row.modified_microseconds, generation);
@@ -804,7 +809,7 @@ impl<'t> Work<'t> {
         }
         row.length = length;
         self.put_object(row);
-        Ok(())
+        Ok(Some(length))
     }
 
     /// Settles the end of an object after all logs were read: what has no seal is interrupted. Answers the length
@@ -812,8 +817,10 @@ impl<'t> Work<'t> {
     pub fn settle_end(&mut self, generation: u64, at_microseconds: u64) -> Result<Option<(ObjectRow, u64)>> {
         let Some(mut row) = self.take_object(generation)? else { return Ok(None) };
         row.length = self.whole_end(generation, row.length)?;
-        self.drop_torn_append(generation, row.length)?;
         let mut lost = None;
+        if row.state != State::Sealed {
+            self.drop_torn_append(generation, row.length)?;
+        }
         match row.state {
             State::Live => {
                 self.tables.live.remove(generation).map_err(failure)?;
