@@ -383,6 +383,8 @@ impl Model {
         }
         // From the newest on: what is missing may have been superseded by what came later.
         let mut later: BTreeMap<&str, (bool, bool)> = BTreeMap::new();
+        // Sealed ones that a deletion of their name has taken, which takes them last.
+        let mut taken: BTreeMap<&str, u64> = BTreeMap::new();
         let mut gone = Vec::new();
         for (&generation, object) in self.generations.iter().rev() {
             let (sealed_later, any_later) = later.entry(object.name.as_str()).or_default();
@@ -391,6 +393,12 @@ impl Model {
             }
             match rows.get(&generation) {
                 Some(row) => {
+                    if let Some(taken) = taken.get(object.name.as_str()) {
+                        return Err(format!(
+                            "{} (generation {generation}) has come to light, as {taken} was deleted first",
+                            object.name
+                        ));
+                    }
                     *sealed_later |= row.2 == State::Sealed;
                     *any_later = true;
                 }
@@ -402,6 +410,11 @@ impl Model {
                             "{} (generation {generation}) was {what}, and is lost",
                             object.name
                         ));
+                    }
+                    // Retention deletes one generation, and not the name.
+                    let is_alone = object.name.bucket() == "short" || is_superseded;
+                    if object.sealed == Sure::Yes && object.deleted != Sure::No && !is_alone {
+                        taken.entry(object.name.as_str()).or_insert(generation);
                     }
                     if object.deleted != Sure::No || is_superseded {
                         *sealed_later |= object.sealed != Sure::No;

@@ -52,6 +52,10 @@ const SEEDS_OF_BUGS: &[(u64, &str)] = &[
         "what an append that did not become whole had left was punched out, and called damage without the catalog",
     ),
     (41803, "the same, where a segment was copied out"),
+    (
+        1_060_394,
+        "a catalog that was made anew took what another core had given up for what went on with the object",
+    ),
     (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
 ];
 

@@ -177,22 +177,6 @@ fn a_catalog_that_is_made_anew_takes_writers_in_any_order() {
     assert_eq!(extents(&database), (30, vec![(0, 10), (10, 20), (20, 30)]));
 }
 
-/// What was acknowledged when somebody had gone on with a damaged object was missing in a catalog that was made anew.
-#[test]
-fn a_catalog_that_is_made_anew_has_what_followed_damage() {
-    let rebuilt = |step: Step| {
-        let Step::Enter(batch) = step else { unreachable!() };
-        Step::Enter(Arc::new(Batch { is_rebuilt: true, ..(*batch).clone() }))
-    };
-    let before = rebuilt(full(1, vec![create(), data(0, 10, false), data(20, 30, false)]));
-    let after = rebuilt(full(2, vec![data(10, 18, true), data(18, 25, false)]));
-    for steps in [[&before, &after], [&after, &before]] {
-        let database = database();
-        steps.into_iter().for_each(|step| drop(database.take([step]).unwrap()));
-        assert_eq!(extents(&database), (25, vec![(0, 10), (10, 18), (18, 25)]));
-    }
-}
-
 #[test]
 fn what_is_there_of_an_append_that_did_not_become_whole_goes_with_the_start() {
     let database = database();

@@ -701,18 +701,17 @@ impl<'t> Work<'t> {
         }
     }
 
-    /// An extent that belongs before or in place of others. What it overlaps was given up or damaged, or has moved here;
-    /// unless that is a whole append in a segment that was begun later: then somebody went on with the object after a
-    /// start, and the log of who wrote it before is read after his.
+    /// An extent that belongs before or in place of others. What it overlaps was given up, or has moved here; unless
+    /// that is a whole append: then this one is what was given up, and its log is read after that of the writer who
+    /// went on.
     fn insert_between(&mut self, generation: u64, extent: StoredExtent) -> Result<()> {
         self.put_down(generation)?;
         let overlaps = |other: &StoredExtent| other.offset < extent.end() && extent.offset < other.end();
         let is_same = |other: &StoredExtent| other.offset == extent.offset && other.length == extent.length;
         let rows = self.rows(generation, extent.offset, extent.end())?;
         let others = rows.iter().flat_map(|(_, extents)| extents);
-        let epoch = self.segment(extent.segment)?.epoch;
         for other in others.filter(|other| overlaps(other) && !is_same(other)) {
-            if self.segment(other.segment)?.epoch > epoch && self.is_whole(generation, other)? {
+            if self.is_whole(generation, other)? {
                 return Ok(());
             }
         }
