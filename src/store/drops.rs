@@ -314,6 +314,26 @@ const LOCAL_CASES: &[LocalCase] = &[
         }
     }),
     local!("LocalStore::resume", |scene| {
+        // What one writer had appended was lost, another one has gone on, and only then the first one is dropped: it
+        // took the other out of the books, who was not asked to let go when a third one came.
+        let (first, context) = (scene.create_here().await, background());
+        let (object, name) = (first.object().clone(), scene.name());
+        let resumed = scene.local.resume(&context, &name, object.generation(), Duration::ZERO);
+        first.acknowledged(&context).await.unwrap();
+        first.lose_last();
+        let Resumed::Here(mut second) = resumed.await.unwrap() else { panic!("it is written here") };
+        drop(first);
+        second.append(&context, &content(1, 300)).await.unwrap();
+        assert_eq!(object.state(), State::Live);
+        let third = scene.local.resume(&context, &name, object.generation(), Duration::ZERO);
+        let letting_go = async move {
+            second.replaced().await;
+            drop(second);
+        };
+        drop(scene.cut_beside(third, letting_go).await);
+        scene.go_on(object.generation(), &content(1, 300), &content(2, 200)).await;
+    }),
+    local!("LocalStore::resume", |scene| {
         let (bytes, context) = (content(1, 3000), background());
         // Of one that is awaited.
         let object = scene.leave(&bytes, WINDOW).await;

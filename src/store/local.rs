@@ -168,6 +168,11 @@ impl LocalStore {
         &self.writers
     }
 
+    #[cfg(test)]
+    pub(super) fn commits(&self) -> &Rc<Commits> {
+        &self.commits
+    }
+
     pub(super) fn log(&self) -> &Rc<Log<Commits>> {
         &self.log
     }

@@ -44,6 +44,14 @@ impl Writer {
         &self.live.object
     }
 
+    /// As if what was appended last had found no room.
+    #[cfg(test)]
+    pub(super) fn lose_last(&self) {
+        let (live, offset) = (self.live.clone(), self.offset);
+        let note = Note::Append { live, offset, continued: false };
+        crate::log::Sink::failed(&**self.local.commits(), note);
+    }
+
     /// How many bytes were appended, in whole appends: those up to the object's watermark are durable.
     pub fn offset(&self) -> u64 {
         self.offset
