@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::log::format::{BlockHeader, SEGMENT_HEADER_LENGTH};
+use crate::log::format::{ALIGNMENT, BlockHeader, SEGMENT_HEADER_LENGTH};
 
 /// Where a log goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,10 +31,16 @@ pub struct Found {
 }
 
 impl Found {
-    /// Whether no other block can have stood before it in its segment. What does not count never stands before what
+    /// How many other blocks can have stood before it in its segment. What does not count never stands before what
     /// does.
-    fn begins_segment(&self) -> bool {
-        self.header.position == SEGMENT_HEADER_LENGTH as u64
+    fn before_in_segment(&self) -> u64 {
+        self.header.position.saturating_sub(SEGMENT_HEADER_LENGTH as u64) / ALIGNMENT as u64
+    }
+
+    /// Whether one of them can have been durable.
+    fn follows_durable(&self, durable: u64) -> bool {
+        let sequence = self.header.sequence;
+        sequence.saturating_sub(self.before_in_segment()) < durable.min(sequence)
     }
 }
 
@@ -138,7 +144,8 @@ pub fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolut
                     }
                     // Where no books are kept, segments in between were used again; nothing in them was alive.
                     let behind = former_segment.filter(|&former| damage_follows && former != found.segment);
-                    let is_in_segment = former_segment == Some(found.segment) || !found.begins_segment();
+                    let is_in_segment =
+                        former_segment == Some(found.segment) || found.follows_durable(durable);
                     if known.is_some() || is_in_segment || behind.is_some() {
                         resolution.gaps.push(Gap {
                             log: number,
@@ -156,7 +163,7 @@ pub fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolut
                 }
             } else if sequence > durable {
                 break; // the block before it is torn
-            } else if !found.begins_segment() && sequence > 0 {
+            } else if found.follows_durable(durable) {
                 resolution.gaps.push(Gap {
                     log: number,
                     first_sequence: None,
@@ -298,6 +305,17 @@ mod tests {
             let resolution = resolve(&mut found, &HashMap::new());
             assert_eq!((resolution.counting.len(), resolution.gaps.len()), (blocks.len(), 1));
             assert_eq!(resolution.gaps[0].end_sequence, 5);
+        }
+    }
+
+    /// Segment 1 was used again, of 2 the first block was torn, and what was lost was said to have stood there.
+    #[test]
+    fn what_was_durable_did_not_stand_where_only_a_torn_block_can_have_stood() {
+        for (before, gaps) in [(1, 0), (2, 1)] {
+            let mut blocks = found(&[(0, 0, 0, 1, 0), (0, 1, 1, 1, 0), (2, 5, 4, 1, 0)]);
+            blocks[2].header.position = 4096 * (1 + before);
+            let resolution = resolve(&mut blocks, &HashMap::new());
+            assert_eq!((resolution.counting.len(), resolution.gaps.len()), (2, gaps), "{before} before it");
         }
     }
 

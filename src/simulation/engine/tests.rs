@@ -56,6 +56,10 @@ const SEEDS_OF_BUGS: &[(u64, &str)] = &[
         1_060_394,
         "a catalog that was made anew took what another core had given up for what went on with the object",
     ),
+    (
+        81235,
+        "blocks of a segment that was used again were said to be lost, where only a torn one can have stood",
+    ),
     (385, "a listing showed no live object whose log had failed, before its writer knew of that"),
 ];
 
