@@ -13,7 +13,7 @@
 //! - Look-ups and listings show what is there, and of a name the generation that it serves.
 //! - Readers read what was appended, up to the end that the writer gave.
 //! - Nothing is called damaged that nobody has damaged: neither by a start nor by who verifies, with the catalog or
-//!   without it, and both know the same. No two objects share a place.
+//!   without it, and both know the same of what was acknowledged. No two objects share a place.
 //! - Nobody waits for ever; at the end nothing is left behind.
 
 mod catalog;

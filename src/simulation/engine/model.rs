@@ -28,7 +28,7 @@ pub(super) enum Sure {
 }
 
 /// What is expected of one generation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Generation {
     pub name: Name,
     /// Whole appends, in order.
@@ -87,7 +87,7 @@ impl Generation {
 }
 
 /// What is expected of everything.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Model {
     pub generations: BTreeMap<u64, Generation>,
     /// Names with deletions under way, and how many.
