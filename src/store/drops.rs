@@ -10,12 +10,13 @@
 mod start;
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -312,6 +313,35 @@ const LOCAL_CASES: &[LocalCase] = &[
         if let Some(object) = found {
             assert_eq!(scene.ended(&object).await, State::Interrupted);
         }
+    }),
+    local!("LocalStore::resume", |scene| {
+        // Of one whose append was lost and which is dropped while somebody waits: its interruption was logged between
+        // the parts of what that one appended, and took the first from it.
+        let (mut first, context, bytes) = (scene.create_here().await, background(), content(1, 300));
+        first.append(&context, &bytes).await.unwrap();
+        let (object, name) = (first.object().clone(), scene.name());
+        let mut resuming = pin!(scene.local.resume(&context, &name, object.generation(), Duration::ZERO));
+        let is_waiting = poll_fn(|context| Poll::Ready(resuming.as_mut().poll(context).is_pending()));
+        assert!(is_waiting.await);
+        first.lose_last();
+        drop(first);
+        let Resumed::Here(mut second) = resuming.await.unwrap() else { panic!("it is written here") };
+        let (whole, mut before) = (content(2, 2000), 0);
+        for (part, is_last) in [(&whole[..1000], false), (&whole[1000..], true)] {
+            let fill = |space: &mut [u8]| {
+                space[..1000].copy_from_slice(part);
+                Ok::<_, Error>((1000, is_last))
+            };
+            assert_eq!(second.append_part_from(&mut before, 1000, fill).unwrap(), Some(1000));
+            // What is left of the first one is done.
+            scene.local.core().sleep(Duration::from_millis(1)).await;
+        }
+        scene.cut(second.acknowledged(&context)).await;
+        drop(second);
+        assert_eq!(scene.ended(&object).await, State::Interrupted);
+        drop(object);
+        scene.settle().await;
+        assert!(scene.read().await == ([&bytes[..], &whole[..]].concat(), false));
     }),
     local!("LocalStore::resume", |scene| {
         // What one writer had appended was lost, another one has gone on, and only then the first one is dropped: it

@@ -687,6 +687,10 @@ impl LocalStore {
         let task = async move {
             let context = Context::background();
             let outcome = loop {
+                // Behind what somebody else has appended since, its end would be taken for his.
+                if !live.is_current() {
+                    return;
+                }
                 let Some(length) = live.length_left(length) else { return };
                 match local.append_end(&live, State::Interrupted, length) {
                     Ok(Some(_)) => break Ok(()),
