@@ -61,7 +61,8 @@ pub trait Sink: 'static {
     /// All notes of a block have been told.
     fn block_done(&self);
 
-    /// The log has failed for good before the record that left this note became durable.
+    /// The record that left this note is lost: the log has failed for good before it became durable, or had no room to
+    /// write it again. On a failing disk it may be there all the same, until a later one of this log is durable.
     fn failed(&self, note: Self::Note);
 }
 

@@ -256,18 +256,24 @@ async fn move_tombstones(local: &Rc<LocalStore>, segment: u64) -> Result<()> {
 async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: u64) -> Result<bool> {
     let number = victim.segment.number;
     let mut records = records_in(local.core(), local.space(), number, victim.segment.epoch).await?;
-    let mut alive = Vec::new();
+    let (mut alive, mut is_whole) = (Vec::new(), true);
     while !records.is_empty() {
         // Others have questions too.
         let some: Vec<_> = records.drain(..records.len().min(RECORDS_AT_A_TIME)).collect();
         let find = move |view: &View| {
-            let named = some.into_iter().map(|record| {
-                let name = is_alive(view, number, &record)?;
-                Ok(name.map(|name| (record, name)))
-            });
-            named.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
+            let (mut found, mut stays) = (Vec::new(), false);
+            for record in some {
+                match is_alive(view, number, &record)? {
+                    Alive::Not => {}
+                    Alive::Stays => stays = true,
+                    Alive::Of(name) => found.push((record, name)),
+                }
+            }
+            Ok((found, stays))
         };
-        alive.append(&mut inspect(local, find).await?);
+        let (mut found, stays) = inspect(local, find).await?;
+        alive.append(&mut found);
+        is_whole &= !stays;
     }
     let of_objects: usize =
         alive.iter().map(|(record, _)| record_length(record.header.length as usize)).sum();
@@ -283,7 +289,7 @@ async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: 
     tracing::info!(segment = number, alive_bytes, allocated_bytes, "room is short: a segment is copied out");
     // What is still being written, or was deleted meanwhile, stays where it is.
     let mut objects: HashMap<u64, Option<Arc<Object>>> = HashMap::new();
-    let (mut copies, mut bytes, mut last, mut is_whole) = (Vec::new(), 0, None, true);
+    let (mut copies, mut bytes, mut last) = (Vec::new(), 0, None);
     for (record, name) in alive {
         let generation = record.header.generation;
         if let Entry::Vacant(vacant) = objects.entry(generation) {
@@ -316,18 +322,25 @@ async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: 
     Ok(is_whole)
 }
 
-/// The name of the object that needs this record here, if one does.
-fn is_alive(view: &View, segment: u64, record: &RecoveredRecord) -> Result<Option<Name>> {
+/// Whether a record is needed.
+enum Alive {
+    Not,
+    /// By the object of this name.
+    Of(Name),
+    /// It is behind the end of its object. It may be repaired where it is; a copy of it could get between what is written
+    /// there now.
+    Stays,
+}
+
+fn is_alive(view: &View, segment: u64, record: &RecoveredRecord) -> Result<Alive> {
     let header = record.header;
-    let Some((bucket, key)) = view.name(header.generation)? else { return Ok(None) };
+    let Some((bucket, key)) = view.name(header.generation)? else { return Ok(Alive::Not) };
     let Some((create, seal, length)) = view.segments_and_length_of(header.generation)? else {
-        return Ok(None);
+        return Ok(Alive::Not);
     };
     let is_needed = match header.kind {
         RecordKind::Create => create == segment,
         RecordKind::Seal => seal == segment,
-        // What is behind the end may be repaired where it is; a copy of it could get between what is written there now.
-        RecordKind::Append | RecordKind::Frame if header.offset >= length => false,
         RecordKind::Append | RecordKind::Frame => {
             let found = view.extents(header.generation, header.offset, 1)?;
             found.first().is_some_and(|(extent, _)| {
@@ -338,7 +351,11 @@ fn is_alive(view: &View, segment: u64, record: &RecoveredRecord) -> Result<Optio
         }
         RecordKind::Interrupt | RecordKind::Declare | RecordKind::Delete => false,
     };
-    Ok(if is_needed { Some(Name::new(&bucket, &key)?) } else { None })
+    Ok(match is_needed {
+        false => Alive::Not,
+        true if header.kind.is_data() && header.offset >= length => Alive::Stays,
+        true => Alive::Of(Name::new(&bucket, &key)?),
+    })
 }
 
 /// Reads a record that is to be copied.

@@ -523,7 +523,10 @@ impl Reading<'_> {
             return Ok(());
         };
         if !is_here {
-            let is_next = header.offset == object.length && header.length > 0 && !header.continued;
+            let is_next = header.offset == object.length
+                && object.state != State::Sealed
+                && header.length > 0
+                && !header.continued;
             if is_next && found.is_none() && record.is_whole && !record.is_in_hole && !is_pinned {
                 self.damaged(
                     record,

@@ -125,6 +125,11 @@ pub fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolut
             let is_doubtful = |found: &&Found| !found.is_whole && found.header.sequence >= durable;
             resolution.doubtful.extend(valid.iter().filter(is_doubtful));
         }
+        // Also one that is torn says what can have stood before it.
+        let first_of = |found: &Found| {
+            let of_segment = log.iter().filter(|other| other.segment == found.segment);
+            of_segment.min_by_key(|other| other.header.position).copied().unwrap_or(*found)
+        };
         let mut expected: Option<(u64, Option<usize>)> = known.map(|(next, _)| (next, None));
         let mut damage_follows = false;
         let mut next_sequence = durable.max(known.map_or(0, |(next, _)| next));
@@ -145,7 +150,7 @@ pub fn resolve(found: &mut [Found], known: &HashMap<u16, (u64, u32)>) -> Resolut
                     // Where no books are kept, segments in between were used again; nothing in them was alive.
                     let behind = former_segment.filter(|&former| damage_follows && former != found.segment);
                     let is_in_segment =
-                        former_segment == Some(found.segment) || found.follows_durable(durable);
+                        former_segment == Some(found.segment) || first_of(&found).follows_durable(durable);
                     if known.is_some() || is_in_segment || behind.is_some() {
                         resolution.gaps.push(Gap {
                             log: number,
@@ -311,9 +316,12 @@ mod tests {
     /// Segment 1 was used again, of 2 the first block was torn, and what was lost was said to have stood there.
     #[test]
     fn what_was_durable_did_not_stand_where_only_a_torn_block_can_have_stood() {
-        for (before, gaps) in [(1, 0), (2, 1)] {
-            let mut blocks = found(&[(0, 0, 0, 1, 0), (0, 1, 1, 1, 0), (2, 5, 4, 1, 0)]);
-            blocks[2].header.position = 4096 * (1 + before);
+        for (before, is_there, gaps) in [(1, false, 0), (2, false, 1), (2, true, 0), (60, true, 0)] {
+            let torn = is_there.then_some((2, 4, 3, 1, 0));
+            let blocks = [(0, 0, 0, 1, 0), (0, 1, 1, 1, 0)].into_iter().chain(torn).chain([(2, 5, 4, 1, 0)]);
+            let mut blocks = found(&blocks.collect::<Vec<_>>());
+            blocks.iter_mut().for_each(|found| found.is_whole = found.header.sequence != 4);
+            blocks.last_mut().unwrap().header.position = 4096 * (1 + before);
             let resolution = resolve(&mut blocks, &HashMap::new());
             assert_eq!((resolution.counting.len(), resolution.gaps.len()), (2, gaps), "{before} before it");
         }

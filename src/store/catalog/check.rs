@@ -12,8 +12,8 @@ use super::database::View;
 use super::failure::{Result, failure};
 use super::service::CreateDocument;
 use super::tables::{
-    BUCKETS, DECLARED, DELETED, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, MOVED, OBJECTS, ObjectValue,
-    SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
+    BUCKETS, DECLARED, DELETED, DOUBTFUL, ENDS, EXTENTS, GENERATIONS, LIVE, LOGS, META, MOVED, OBJECTS,
+    ObjectValue, SEALED, SEGMENTS, SegmentRow, TOMBSTONE_PLACES, TOMBSTONES,
 };
 use super::work::state_of;
 use crate::log::format::{RECORD_HEADER_LENGTH, SEGMENT_HEADER_LENGTH};
@@ -499,6 +499,9 @@ impl Lookup {
             if self.object(generation)?.is_none_or(|object| object.state == State::Sealed) {
                 leftovers.push((generation, "has a length to come and is complete or not there"));
             }
+        }
+        for row in self.transaction.open_table(DOUBTFUL).map_err(failure)?.iter().map_err(failure)? {
+            leftovers.push((row.map_err(failure)?.0.value(), "is said to have another creation somewhere"));
         }
         for (generation, what) in leftovers {
             totals.rows += 1;

@@ -167,14 +167,53 @@ fn who_goes_on_with_a_damaged_object_has_all_that_follows() {
     }
 }
 
+/// As a catalog that is made anew is told it.
+fn rebuilt(step: Step) -> Step {
+    let Step::Enter(batch) = step else { unreachable!() };
+    Step::Enter(Arc::new(Batch { is_rebuilt: true, ..(*batch).clone() }))
+}
+
 #[test]
 fn a_catalog_that_is_made_anew_takes_writers_in_any_order() {
-    let database = database();
-    let Step::Enter(batch) = full(2, vec![data(10, 20, false)]) else { unreachable!() };
-    let second = Step::Enter(Arc::new(Batch { is_rebuilt: true, ..(*batch).clone() }));
-    database.take([&full(1, vec![create(), data(0, 10, false), interrupt(), data(20, 30, false)])]).unwrap();
-    database.take([&second]).unwrap();
-    assert_eq!(extents(&database), (30, vec![(0, 10), (10, 20), (20, 30)]));
+    let first = rebuilt(full(1, vec![create(), data(0, 10, false), interrupt(), data(20, 30, false)]));
+    let second = rebuilt(full(2, vec![data(10, 20, false)]));
+    for steps in [[&first, &second], [&second, &first]] {
+        let database = database();
+        steps.into_iter().for_each(|step| drop(database.take([step]).unwrap()));
+        assert_eq!(extents(&database), (30, vec![(0, 10), (10, 20), (20, 30)]));
+    }
+}
+
+/// What one writer had given up took the place of what another one had written there, where the log of the other was read
+/// first and the parts were of the same length.
+#[test]
+fn a_catalog_that_is_made_anew_keeps_what_is_whole() {
+    let first = rebuilt(full(1, vec![create(), data(0, 10, false), data(10, 20, true), interrupt()]));
+    for parts in [vec![data(10, 20, true), data(20, 25, false)], vec![data(10, 20, false)]] {
+        let second = rebuilt(full(2, parts));
+        for steps in [[&first, &second], [&second, &first]] {
+            let database = database();
+            steps.into_iter().for_each(|step| drop(database.take([step]).unwrap()));
+            let segments: Vec<_> = database.view().unwrap().extents(GENERATION, 0, 9).unwrap();
+            let mut segments = segments.iter().map(|(extent, _)| extent.segment);
+            assert!(segments.next() == Some(1) && segments.all(|segment| segment == 2));
+        }
+    }
+}
+
+/// Parts of an append that its writer had given up before it sealed the object kept their segment for ever.
+#[test]
+fn what_an_object_was_sealed_without_goes() {
+    for wrap in [|step| step, rebuilt] {
+        let database = database();
+        database.take([&wrap(full(1, vec![create(), data(0, 10, false)]))]).unwrap();
+        database.take([&wrap(full(2, vec![data(10, 20, true), data(20, 30, true)]))]).unwrap();
+        let outcome = database.take([&wrap(full(3, vec![seal_of(10)]))]).unwrap();
+        assert_eq!((extents(&database), emptied(&outcome)), ((10, vec![(0, 10)]), vec![2]));
+        // And where they are read later.
+        let outcome = database.take([&wrap(full(4, vec![data(10, 20, true)]))]).unwrap();
+        assert_eq!((extents(&database), emptied(&outcome)), ((10, vec![(0, 10)]), vec![4]));
+    }
 }
 
 #[test]

@@ -642,7 +642,7 @@ impl<'t> Work<'t> {
             if !is_rebuilt && self.is_interrupted_at(generation, extent.offset)? {
                 self.drop_behind(generation, extent.offset)?;
             }
-            return self.insert_between(generation, extent);
+            return self.insert_between(generation, extent, is_rebuilt);
         }
         self.take_extent(extent)?;
         let is_full = self.last_rows.get(&generation).is_some_and(|row| row.extents.len() >= EXTENTS_PER_ROW);
@@ -704,13 +704,14 @@ impl<'t> Work<'t> {
     /// An extent that belongs before or in place of others. What it overlaps was given up, or has moved here; unless
     /// that is a whole append: then this one is what was given up, and its log is read after that of the writer who
     /// went on.
-    fn insert_between(&mut self, generation: u64, extent: StoredExtent) -> Result<()> {
+    fn insert_between(&mut self, generation: u64, extent: StoredExtent, is_rebuilt: bool) -> Result<()> {
         self.put_down(generation)?;
         let overlaps = |other: &StoredExtent| other.offset < extent.end() && extent.offset < other.end();
         let is_same = |other: &StoredExtent| other.offset == extent.offset && other.length == extent.length;
         let rows = self.rows(generation, extent.offset, extent.end())?;
         let others = rows.iter().flat_map(|(_, extents)| extents);
-        for other in others.filter(|other| overlaps(other) && !is_same(other)) {
+        // What is in the same place is a copy, or, where others may be read later, as well what was given up.
+        for other in others.filter(|other| overlaps(other) && (is_rebuilt || !is_same(other))) {
             if self.is_whole(generation, other)? {
                 return Ok(());
             }
@@ -804,6 +805,13 @@ impl<'t> Work<'t> {
             let sealed = self.tables.sealed.get(key).map_err(failure)?.map_or(0, |value| value.value());
             if sealed != length {
                 self.unequal.push(generation);
+            } else if self
+                .take_up(generation)?
+                .and_then(|row| row.extents.last())
+                .is_some_and(|last| last.end() > length)
+            {
+                // What it was sealed without.
+                self.drop_behind(generation, length)?;
             }
         }
         row.length = length;
