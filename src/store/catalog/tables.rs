@@ -13,7 +13,7 @@
 //! | `buckets` | bucket | how many sealed objects, their bytes |
 //! | `segments` | number | epoch, flags, records and bytes that are alive in it, tombstones that are needed, the log's first block behind what is known of it |
 //! | `logs` | log | first block that is not in the catalog, term of the last that is |
-//! | `tombstones` | segment of a creation, generation | segment of the deletion |
+//! | `tombstones` | segment of a creation (0: nobody knows where), generation | segment of the deletion |
 //! | `tombstone_places` | segment of a deletion, segment of the creation, generation | - |
 //! | `doubtful` | generation | - (somewhere there may be another creation of it, which could not be written) |
 //! | `moved` | segment that a creation was copied out of, generation | segment of the copy |

@@ -118,6 +118,34 @@ fn a_segment_that_failed_is_read_by_the_next_start_and_may_be_used_after_it() {
     assert_eq!(known(&database), KnownSegment::Covered { epoch });
 }
 
+#[test]
+fn a_deletion_that_is_kept_for_the_next_start_can_be_moved() {
+    let (doubt, purge) = (Step::Doubt { generation: GENERATION }, Step::Purge { generation: GENERATION });
+    let deletion = Step::Delete { generation: GENERATION, segment: segment(1) };
+    for (before, is_found) in [(None, false), (None, true), (Some(&doubt), false), (Some(&doubt), true)] {
+        let database = database();
+        if let Some(doubt) = before {
+            database.take([&full(4, vec![create(), seal()]), doubt]).unwrap();
+        }
+        database.take([&deletion, &purge, &full(1, Vec::new())]).unwrap();
+        database.take([&Step::Free(segment(4))]).unwrap();
+        assert_eq!(database.view().unwrap().tombstones_in(1).unwrap(), [GENERATION]);
+        let (to, from) = (segment(2), 1);
+        let moving = Step::MoveTombstone { generation: GENERATION, from, to };
+        assert_eq!(emptied(&database.take([&moving, &full(2, Vec::new())]).unwrap()), [1]);
+        database.take([&Step::Free(segment(1))]).unwrap();
+        if is_found {
+            database.take([&full(3, vec![create(), seal()])]).unwrap();
+        }
+        let nameless = Nameless::These(Vec::new());
+        let outcome = database.settle(&HashMap::new(), &HashMap::new(), nameless).unwrap().0;
+        assert_eq!((exists(&database), emptied(&outcome)), (false, vec![if is_found { 3 } else { 2 }]));
+        if is_found {
+            assert_eq!(emptied(&database.take([&Step::Free(segment(3))]).unwrap()), [2]);
+        }
+    }
+}
+
 /// Ends of what was deleted long ago were found on a disk that had failed, and stayed.
 #[test]
 fn what_came_up_without_a_creation_goes_with_the_start() {

@@ -220,10 +220,15 @@ impl<'t> Work<'t> {
         Ok(())
     }
 
-    /// The creation of this generation stands in `create_segment`, and its deletion in `place`.
+    /// Where the deletion stands that speaks of this creation.
+    fn tombstone_place(&self, create_segment: u64, generation: u64) -> Result<Option<u64>> {
+        let place = self.tables.tombstones.get((create_segment, generation)).map_err(failure)?;
+        Ok(place.map(|place| place.value()))
+    }
+
+    /// The creation of this generation stands in `create_segment` (0: nobody knows where), and its deletion in `place`.
     fn need_tombstone(&mut self, create_segment: u64, generation: u64, place: u64) -> Result<()> {
-        let former = self.tables.tombstones.get((create_segment, generation)).map_err(failure)?;
-        let former = former.map(|value| value.value());
+        let former = self.tombstone_place(create_segment, generation)?;
         if former == Some(place) {
             return Ok(());
         }
@@ -294,9 +299,10 @@ impl<'t> Work<'t> {
     ) -> Result<()> {
         let deleted = self.tables.deleted.get(generation).map_err(failure)?.map(|value| value.value());
         if let Some((place, former, seal_segment)) = deleted {
+            let place = self.tombstone_place(former, generation)?.unwrap_or(place);
             self.need_tombstone(segment, generation, place)?;
             if former == 0 {
-                self.segment(place)?.tombstones -= 1; // it was kept for the creation that was to come
+                self.remove_tombstone(0, generation, place)?; // it was kept for the creation that was to come
             }
             if former != segment {
                 self.move_record(former, segment)?;
@@ -481,8 +487,7 @@ impl<'t> Work<'t> {
             let seal_segment = end.filter(|end| state_of(end.0) == State::Sealed).map_or(0, |end| end.3);
             self.tables.deleted.insert(generation, (place, 0, seal_segment)).map_err(failure)?;
             // It is not known yet what creation this speaks of: until that, the deletion must not be lost.
-            self.segment(place)?.tombstones += 1;
-            return Ok(());
+            return self.need_tombstone(0, generation, place);
         };
         self.need_tombstone(row.create_segment, generation, place)?;
         let key = (row.bucket.as_str(), row.key.as_slice(), generation);
@@ -508,8 +513,9 @@ impl<'t> Work<'t> {
         match deleted {
             Some((_, 0, _)) => {}
             Some((place, create_segment, seal_segment)) => {
+                let place = self.tombstone_place(create_segment, generation)?.unwrap_or(place);
                 self.move_record(create_segment, 0)?;
-                self.segment(place)?.tombstones += 1;
+                self.need_tombstone(0, generation, place)?;
                 self.tables.deleted.insert(generation, (place, 0, seal_segment)).map_err(failure)?;
             }
             None => {
@@ -551,8 +557,8 @@ impl<'t> Work<'t> {
             self.tables.deleted.insert(generation, (place, 0, 0)).map_err(failure)?;
         } else {
             self.tables.deleted.remove(generation).map_err(failure)?;
-            if create_segment == 0 {
-                self.segment(place)?.tombstones -= 1;
+            if let Some(place) = self.tombstone_place(0, generation)? {
+                self.remove_tombstone(0, generation, place)?;
             }
         }
         self.purge_extents(generation)
