@@ -252,7 +252,7 @@ async fn move_tombstones(local: &Rc<LocalStore>, segment: u64) -> Result<()> {
 }
 
 /// Copies what is alive in a segment to the end of the log. The segment is empty when the catalog has the copies.
-/// False: that would gain too little, or something in it is damaged.
+/// False: that would gain too little, or something in it is damaged or lies behind damage, and stays.
 async fn copy_out(local: &Rc<LocalStore>, victim: SegmentFill, allocated_bytes: u64) -> Result<bool> {
     let number = victim.segment.number;
     let mut records = records_in(local.core(), local.space(), number, victim.segment.epoch).await?;
